@@ -1,0 +1,1 @@
+"""What a network is: parameters, layers, states, losses, derivatives."""

@@ -1,0 +1,195 @@
+"""Linear and Conv2d that carry a width multiplier, and the stack of members they can run as one.
+
+A layer computes multiplier * (W x) + b. Its parameters may carry a leading member axis, (m, out, in) in place of
+(out, in): then inputs (n, in) are shared by the members and (m, n, in) belong to one each. What one member
+computes does not depend, bit for bit on a CPU with a fixed number of threads, on which others it is stacked with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from regimes.core.activation import ScaledReLU, ScaledTanh, Softplus
+
+__all__ = ["Conv2d", "Linear", "Scaling", "SpatialMean", "ToImage", "is_stackable"]
+
+# Below this many multiply-adds a member, one batched product is faster than a loop of products.
+_SMALL = 1 << 21
+
+
+def _products(x: Tensor, w: Tensor, factor: float) -> Tensor:
+    """factor * x @ w for each member: (m, n, k), (m, k, o) -> (m, n, o), each member as if it were alone."""
+    m, n, k = x.shape
+    o = w.shape[2]
+    out = x.new_empty(m, n, o)
+    if x.device.type != "cpu" or (m > 1 and n * k * o <= _SMALL):
+        return torch.baddbmm(out, x, w, beta=0, alpha=factor, out=out)
+    if n * k * o <= _SMALL:
+        # A batch of one takes another kernel, with other rounding, than a batch of two or more.
+        both = torch.baddbmm(out.expand(2, n, o), x.expand(2, n, k), w.expand(2, k, o), beta=0, alpha=factor)
+        return both[:1]
+    for slot, left, right in zip(out.unbind(0), x.unbind(0), w.unbind(0), strict=True):
+        torch.addmm(slot, left, right, beta=0, alpha=factor, out=slot)
+    return out
+
+
+class _StackedLinear(torch.autograd.Function):
+    """factor * x @ W^T for stacked members, with the factor inside the products; first derivatives only."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, factor: float) -> Tensor:
+        return _products(x, weight.mT, factor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        x, weight, ctx.factor = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:  # pyright: ignore
+        x, weight = ctx.saved_tensors
+        to_input = _products(grad, weight, ctx.factor) if ctx.needs_input_grad[0] else None
+        return to_input, _products(grad.mT, x, ctx.factor), None
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How a law of width scales one layer. Kept in the layer, not on its parameters: attributes of parameters do
+    not survive ``torch.save``, ``torch.compile`` or sharding.
+
+    Attributes:
+        multiplier: the factor in multiplier * W x.
+        std: the standard deviation of the weights at the start.
+        rate: the factor on the learning rate of the weights.
+        bias_rate: the factor on the learning rate of the bias.
+    """
+
+    multiplier: float = 1.0
+    std: float = 1.0
+    rate: float = 1.0
+    bias_rate: float = 1.0
+
+    def __str__(self) -> str:
+        return f"multiplier={self.multiplier:.4g}, std={self.std:.4g}, rate={self.rate:.4g}"
+
+
+class Linear(nn.Module):
+    """z = multiplier * W x + b, with W of shape (out, in), W_ij ~ N(0, std^2) and b = 0 at the start.
+
+    Args:
+        inputs: the fan-in.
+        outputs: the fan-out.
+        scaling: multiplier, standard deviation and rate (see :class:`Scaling`).
+        bias: whether there is a b.
+        generator: the source of the random start.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        scaling: Scaling | None = None,
+        bias: bool = False,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.scaling = scaling or Scaling()
+        draw = torch.randn(outputs, inputs, generator=generator, dtype=dtype)
+        self.weight = nn.Parameter(draw * self.scaling.std)
+        self.bias = nn.Parameter(torch.zeros(outputs, dtype=dtype)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out); stacked: (n, in) or (m, n, in) -> (m, n, out)."""
+        if self.weight.dim() == 2:
+            z = functional.linear(x, self.weight) * self.scaling.multiplier
+            return z if self.bias is None else z + self.bias
+        stacked = x if x.dim() == 3 else x.expand(self.weight.shape[0], *x.shape)
+        z: Tensor = _StackedLinear.apply(stacked, self.weight, self.scaling.multiplier)  # pyright: ignore
+        return z if self.bias is None else z + self.bias[:, None, :]
+
+    def extra_repr(self) -> str:
+        """Sizes and scaling."""
+        return f"{self.weight.shape[-1]} -> {self.weight.shape[-2]}, {self.scaling}"
+
+
+class Conv2d(nn.Module):
+    """z = multiplier * (W * x) + b, with W of shape (out, in, k, k), W ~ N(0, std^2) and b = 0 at the start."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        scaling: Scaling | None = None,
+        bias: bool = False,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.scaling = scaling or Scaling()
+        self.stride, self.padding = stride, padding
+        draw = torch.randn(outputs, inputs, kernel, kernel, generator=generator, dtype=dtype)
+        self.weight = nn.Parameter(draw * self.scaling.std)
+        self.bias = nn.Parameter(torch.zeros(outputs, dtype=dtype)) if bias else None
+
+    def _one(self, x: Tensor, weight: Tensor) -> Tensor:
+        return functional.conv2d(x, weight, None, self.stride, self.padding) * self.scaling.multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, in, h, w) -> (n, out, h', w'); stacked: (n, ...) or (m, n, ...) -> (m, n, out, h', w')."""
+        if self.weight.dim() == 4:
+            z = self._one(x, self.weight)
+        else:
+            weights = self.weight.unbind(0)
+            images = x.unbind(0) if x.dim() == 5 else [x] * len(weights)
+            z = torch.stack([self._one(i, w) for i, w in zip(images, weights, strict=True)])
+        if self.bias is None:
+            return z
+        return z + (self.bias[..., None, None] if self.bias.dim() == 1 else self.bias[:, None, :, None, None])
+
+    def extra_repr(self) -> str:
+        """Sizes and scaling."""
+        out, fan_in, kernel = self.weight.shape[-4], self.weight.shape[-3], self.weight.shape[-1]
+        return f"{fan_in} -> {out}, {kernel}x{kernel}, stride {self.stride}, {self.scaling}"
+
+
+class SpatialMean(nn.Module):
+    """The mean over the last two axes: (..., c, h, w) -> (..., c)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., c, h, w) -> (..., c)."""
+        return x.mean((-2, -1))
+
+
+class ToImage(nn.Module):
+    """(..., d) or (..., h, w) -> (..., c, h, w): rows of pixels as images of ``channels`` channels."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.image = (channels, height, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, ...) -> (n, c, h, w)."""
+        return x.reshape(x.shape[0], *self.image)
+
+
+_STACKABLE = (Linear, Conv2d, SpatialMean, ToImage, Softplus, ScaledReLU, ScaledTanh, nn.Identity)
+
+
+def is_stackable(module: nn.Module) -> bool:
+    """Whether the module is a sequence of layers that all take a leading member axis."""
+    if type(module) is nn.Sequential:
+        return all(is_stackable(child) for child in module)
+    return type(module) in _STACKABLE

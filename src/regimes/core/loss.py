@@ -1,0 +1,127 @@
+"""Losses, per sample, each with the margin test that ends a run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+__all__ = [
+    "LOSSES",
+    "CrossEntropy",
+    "Hinge",
+    "Loss",
+    "SoftHinge",
+    "Squared",
+    "cross_entropy",
+    "hinge",
+    "soft_hinge",
+    "squared",
+]
+
+
+class Loss(ABC):
+    """A loss between outputs F, (..., n, c), and targets y, (n,), sample by sample.
+
+    Targets of binary tasks are -1 or +1 (floats) and c = 1; those of classification are class indices. Leading
+    axes of F are members of one batched program.
+    """
+
+    @abstractmethod
+    def per_sample(self, outputs: Float[Tensor, "*m n c"], targets: Shaped[Tensor, " n"]) -> Float[Tensor, "*m n"]:
+        """loss(F(x_mu), y_mu) for each sample."""
+
+    @abstractmethod
+    def fits(self, outputs: Float[Tensor, "*m n c"], targets: Shaped[Tensor, " n"]) -> Bool[Tensor, "*m n"]:
+        """Whether each sample meets its margin; a run that fits every sample is finished."""
+
+
+def _margin(outputs: Tensor, targets: Tensor) -> Tensor:
+    """F y, (..., n), of a binary task."""
+    return outputs[..., 0] * targets
+
+
+@dataclass(frozen=True)
+class Squared(Loss):
+    """(F - y)^2 / 2, or the same against one-hot targets summed over classes; fits when below ``tolerance``."""
+
+    tolerance: float = 1e-4
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Half the squared error, summed over the outputs."""
+        if targets.is_floating_point():
+            return (outputs[..., 0] - targets).square() / 2
+        wanted = torch.nn.functional.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
+        return (outputs - wanted).square().sum(-1) / 2
+
+    def fits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Whether half the squared error is below ``tolerance``."""
+        return self.per_sample(outputs, targets) < self.tolerance
+
+
+@dataclass(frozen=True)
+class Hinge(Loss):
+    """max(0, 1 - F y); fits when F y >= 1 (Geiger et al. 2020, version 1)."""
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """max(0, 1 - F y)."""
+        return (1 - _margin(outputs, targets)).clamp(min=0)
+
+    def fits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """F y >= 1."""
+        return _margin(outputs, targets) >= 1
+
+
+@dataclass(frozen=True)
+class SoftHinge(Loss):
+    """ln(1 + exp(beta (1 - F y))) / beta; fits when F y >= 1 (Geiger et al. 2020, beta = 20)."""
+
+    beta: float = 20.0
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """max(z, 0) + ln(1 + exp(-beta |z|)) / beta at z = 1 - F y.
+
+        Written with exp and log alone: their vectorised kernels give the same bits wherever an entry lies in a
+        tensor, which torch's softplus does not, so that a member's path does not depend on its company.
+        """
+        z = 1 - _margin(outputs, targets)
+        return z.clamp(min=0) + torch.log(1 + torch.exp(-self.beta * z.abs())) / self.beta
+
+    def fits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """F y >= 1: the gradient never vanishes, so the margin is what stops a run."""
+        return _margin(outputs, targets) >= 1
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """-ln softmax(F)_y; with +-1 targets ln(1 + exp(-F y)). Fits when the margin to every other class is >= 1."""
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """-ln softmax(F)_y."""
+        if targets.is_floating_point():
+            z = -_margin(outputs, targets)
+            return z.clamp(min=0) + torch.log(1 + torch.exp(-z.abs()))
+        picked = outputs.gather(-1, targets.expand(outputs.shape[:-1])[..., None])[..., 0]
+        return outputs.logsumexp(-1) - picked
+
+    def fits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """F y >= 1, or F_y - F_k >= 1 for every other class k."""
+        if targets.is_floating_point():
+            return _margin(outputs, targets) >= 1
+        index = targets.expand(outputs.shape[:-1])[..., None]
+        others = outputs.scatter(-1, index, float("-inf")).amax(-1)
+        return outputs.gather(-1, index)[..., 0] - others >= 1
+
+
+squared = Squared()
+hinge = Hinge()
+soft_hinge = SoftHinge()
+cross_entropy = CrossEntropy()
+LOSSES: Mapping[str, Loss] = MappingProxyType(
+    {"squared": squared, "hinge": hinge, "soft-hinge": soft_hinge, "cross-entropy": cross_entropy}
+)

@@ -1,0 +1,70 @@
+"""State: one network at one moment of its training, the only thing that engines and measurements share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor, nn
+
+from regimes.core.derivative import call
+from regimes.core.tree import trainable
+
+__all__ = ["State", "Status"]
+
+Status = Literal["running", "finished", "diverged", "stopped"]
+
+
+@dataclass(frozen=True)
+class State:
+    r"""One network at one moment: w(t), where it started, w(0), and what the engine knows of it.
+
+    A state holds references, never copies: making one costs microseconds, whatever the size of the network.
+
+    Attributes:
+        module: the architecture. The values of its own parameters mean nothing here: call the state instead.
+        parameters: w(t), by the names of ``module.named_parameters()``, those that require grad.
+        origin: w(0), by the same names.
+        step: the number of steps taken.
+        time: the time of a gradient flow, or the sum of the learning rates.
+        loss: the mean of loss(F(w, x), y) over the data of the engine: :math:`\alpha^2 L` for a scaled module.
+        status: "running", or how the run ended: "finished" (every margin met), "diverged", "stopped" (a limit).
+            Each member has exactly one state that is not running, its last.
+        member: which of the members trained together this is.
+        outputs: F(w, x) on the training inputs, (n, c), where the engine has it.
+        update: the step about to be taken, where the engine knows it.
+    """
+
+    module: nn.Module
+    parameters: Mapping[str, Tensor]
+    origin: Mapping[str, Tensor]
+    step: int = 0
+    time: float = 0.0
+    loss: float = float("nan")
+    status: Status = "running"
+    member: int = 0
+    outputs: Tensor | None = None
+    update: Mapping[str, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """F(w(t), x)."""
+        return call(self.module, self.parameters, x)
+
+    def initial(self) -> State:
+        """The same network at its origin, w(0)."""
+        return replace(self, parameters=self.origin, step=0, time=0.0, outputs=None, update=None)
+
+    def materialize(self) -> nn.Module:
+        """A copy of the module that holds w(t): an ordinary module, to keep or to save."""
+        module = copy.deepcopy(self.module)
+        for name, parameter in trainable(module).items():
+            parameter.data.copy_(self.parameters[name])
+        return module
+
+    @staticmethod
+    def of(module: nn.Module, origin: Mapping[str, Tensor] | None = None, *, step: int = 0) -> State:
+        """The state of a live module; ``origin`` is w(0) by name (default: the present parameters)."""
+        now = {name: p.detach() for name, p in trainable(module).items()}
+        return State(module, now, dict(origin) if origin is not None else now, step=step)
