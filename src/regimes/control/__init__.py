@@ -1,0 +1,19 @@
+"""What an experimenter may change; each control takes a module and gives a module."""
+
+from regimes.control.scale import Scaled, scale, unscaled
+from regimes.control.width import LAWS, MEAN_FIELD, MUP, NTK, STANDARD, Law, law, rates, table
+
+__all__ = [
+    "LAWS",
+    "MEAN_FIELD",
+    "MUP",
+    "NTK",
+    "STANDARD",
+    "Law",
+    "Scaled",
+    "law",
+    "rates",
+    "scale",
+    "table",
+    "unscaled",
+]

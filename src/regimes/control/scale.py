@@ -1,0 +1,102 @@
+r"""The output scale: F(w, x) = alpha * (f(w, x) - f(w0, x)), and the loss factor that goes with alpha."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regimes.core.error import UserError
+
+__all__ = ["Scaled", "scale", "unscaled"]
+
+
+class Scaled(nn.Module):
+    r"""F(w, x) = alpha * (f(w, x) - f(w0, x)), an ordinary module.
+
+    Attributes:
+        network: f(w, .), which trains.
+        origin: f(w0, .), a frozen copy in eval mode, or None if the module is not centred.
+        alpha: the scale, a buffer of shape (): it is saved with the state_dict and moves with ``.to``.
+    """
+
+    alpha: Tensor
+
+    def __init__(self, network: nn.Module, alpha: float, center: bool = True) -> None:
+        super().__init__()
+        self.network = network
+        self.origin = copy.deepcopy(network).requires_grad_(False).eval() if center else None
+        like = next(network.parameters(), torch.zeros(()))
+        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        self.register_buffer("alpha", torch.tensor(float(alpha), dtype=dtype, device=like.device))
+
+    def forward(self, *args: Any) -> Tensor:
+        """F(w, x), of the shape of f(w, x)."""
+        out = self.network(*args)
+        if self.origin is not None:
+            with torch.no_grad():
+                start = self.origin(*args)
+            out = out - start
+        return self.alpha * out
+
+    def train(self, mode: bool = True) -> Scaled:
+        """Training mode for the network; the origin stays in eval mode, so that f(w0, x) does not move."""
+        super().train(mode)
+        if self.origin is not None:
+            self.origin.eval()
+        return self
+
+    def loss(self, value: Tensor) -> Tensor:
+        r"""loss / alpha^2: the scaled loss :math:`L_\alpha`, whose time scale in the lazy limit has no alpha in it.
+
+        Divide the loss or the learning rate by alpha^2, never both.
+        """
+        return value / self.alpha**2
+
+    def extra_repr(self) -> str:
+        """The formula with its number."""
+        centred = "(f(w, x) - f(w0, x))" if self.origin is not None else "f(w, x)"
+        return f"{float(self.alpha):g} * {centred}"
+
+
+def scale(module: nn.Module, alpha: float, center: bool = True) -> Scaled:
+    r"""Place a network between lazy and rich: F(w, x) = alpha * (f(w, x) - f(w0, x)).
+
+    Train it on loss(F, y) / alpha^2 (see :meth:`Scaled.loss`; the engines of ``regimes.train`` divide by
+    themselves): large alpha gives lazy training, small alpha feature learning, at any width. The scale never
+    changes a decision of a classifier; the centring does.
+
+    Args:
+        module: f, any module; it is used, not copied. Its present parameters become w0.
+        alpha: the scale, positive and finite.
+        center: subtract f(w0, x), from a frozen copy. Without it F at the start is alpha * f(w0, x).
+
+    Returns:
+        The scaled module. ``state_dict`` holds the network, its origin and alpha; ``copy.deepcopy`` and
+        DistributedDataParallel work as on any module (the origin has no trainable parameters).
+
+    Raises:
+        UserError: if alpha is not positive and finite.
+
+    Source: Chizat, Oyallon, Bach 2019, section 1; Geiger et al. 2020, equation for F and L.
+
+    >>> net = scale(nn.Linear(3, 1), alpha=100.0)
+    >>> bool((net(torch.ones(2, 3)) == 0).all())
+    True
+    """
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not math.isfinite(alpha) or alpha <= 0:
+        raise UserError(f"`alpha`: got {alpha!r}, expected a positive finite number; 1 leaves the scale as it is")
+    if isinstance(module, Scaled):
+        raise UserError("`module`: got a module that is scaled already; scale its `.network` instead")
+    return Scaled(module, float(alpha), center)
+
+
+def unscaled(module: nn.Module) -> tuple[nn.Module, float, nn.Module | None]:
+    """f, alpha and the origin of a module: (module, 1, None) if it is not scaled."""
+    if isinstance(module, Scaled):
+        return module.network, float(module.alpha), module.origin
+    return module, 1.0, None
