@@ -1,0 +1,229 @@
+r"""Stochastic gradient descent with momentum, for one network or many members that see the same batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from regimes.core.error import UserError
+from regimes.core.loss import Loss, soft_hinge
+from regimes.train.engine import Engine, Front, prepare
+
+__all__ = ["Descent", "descent"]
+
+Rate = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """The settings of a descent."""
+
+    lr: Rate
+    momentum: float
+    batch: int
+    epoch: int  # steps of one epoch
+    steps: int
+    seed: int
+    margin: bool
+
+
+@dataclass(frozen=True)
+class _Front(Front):
+    """Where the members that still run are: one row each; step and time are those of all."""
+
+    w: Tensor  # (m, total)
+    v: Tensor  # (m, total) the velocity; (m, 0) without momentum
+    order: Tensor  # (n,) the samples in the order of this epoch; (0,) when the batch is the whole set
+    step: int = 0
+    time: float = 0.0
+
+    def rows(self, index: Tensor) -> _Front:
+        """The members of these rows."""
+        return replace(self, members=self.members[index], w=self.w[index], v=self.v[index])
+
+
+class Descent(Engine[_Front, _Rule]):
+    """A descent under way: iterate over it for its states; see :func:`descent`."""
+
+    def _advance(self) -> None:
+        """Look at the whole training set where the rule asks for it, then compute a step of each member."""
+        step, rule = self._front.step, self.rule
+        last = step >= rule.steps or self._late
+        if last or (rule.margin and step % rule.epoch == 0):
+            self._judge(last)
+        if self.running:
+            self._step()
+
+    def _judge(self, last: bool) -> None:
+        """Let the members go that have ended: those that meet every margin if that is asked, at last all."""
+        front = self._front
+        offsets = None if self._offsets is None else self._offsets[front.members]
+        outputs = self.program.outputs(front.w, front.members, self.inputs, offsets)
+        each = self.program.loss.per_sample(outputs, self.targets)
+        # row by row: a joint reduction splits over threads by the size of the whole
+        loss = torch.stack([row.mean() for row in each])
+        done = self.program.loss.fits(outputs, self.targets).all(1)
+        if not self.rule.margin:
+            done = torch.full_like(done, front.step >= self.rule.steps)
+        lost = ~torch.isfinite(loss)
+        ended = done | lost | last
+        for i, member in enumerate(front.members.tolist()):
+            if bool(ended[i]):
+                status = "diverged" if bool(lost[i]) else "finished" if bool(done[i]) else "stopped"
+                self._record(member, front.w[i], front.step, front.time, float(loss[i]), status, outputs[i])
+        self._front = front.rows((~ended).nonzero()[:, 0])
+
+    def _step(self) -> None:
+        """Compute one step of every member, record it, and take it where it is finite."""
+        front, rule = self._front, self.rule
+        whole = rule.batch == len(self.inputs)
+        if not whole and front.step % rule.epoch == 0:
+            front = replace(front, order=_order(rule.seed, front.step // rule.epoch, len(self.inputs)))
+        outputs, loss, g = self._gradient(front)
+        v = front.v * rule.momentum + g if front.v.numel() else g
+        lr = _finite_rate(rule.lr(front.step))
+        update = (v if self.program.rates is None else v * self.program.rates) * -lr
+        w = front.w + update
+        kept = torch.isfinite(loss) & torch.isfinite(w).all(1)
+        rows = zip(front.members.tolist(), loss.tolist(), kept.tolist(), strict=True)
+        for i, (member, value, ok) in enumerate(rows):
+            status = "running" if ok else "diverged"
+            seen = outputs[i] if whole else None
+            self._record(member, front.w[i], front.step, front.time, value, status, seen, update[i])
+        front = replace(
+            front, w=w, v=v if front.v.numel() else front.v, step=front.step + 1, time=front.time + lr
+        )
+        self._front = front if bool(kept.all()) else front.rows(kept.nonzero()[:, 0])
+
+    def _gradient(self, front: _Front) -> tuple[Tensor, Tensor, Tensor]:
+        """F, loss and gradient of the batch of this step."""
+        offsets = None if self._offsets is None else self._offsets[front.members]
+        if not len(front.order):
+            return self.program.gradient(front.w, front.members, self.inputs, self.targets, offsets)
+        start = front.step % self.rule.epoch * self.rule.batch
+        index = front.order[start : start + self.rule.batch].to(self.program.device)
+        if self._offsets is not None:
+            offsets = self._offsets[front.members[:, None], index]
+        return self.program.gradient(front.w, front.members, self.inputs[index], self.targets[index], offsets)
+
+
+def _order(seed: int, epoch: int, samples: int) -> Tensor:
+    """A permutation of the samples, drawn anew from the pair (seed, epoch)."""
+    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(mixed))
+
+
+def _constant(lr: float, _step: int) -> float:
+    return lr
+
+
+def _finite_rate(lr: float) -> float:
+    number = isinstance(lr, int | float | np.floating) and not isinstance(lr, bool)
+    if not number or not math.isfinite(lr) or lr < 0:
+        raise UserError(
+            f"`lr`: got {lr!r}, expected a finite number of 0 or more, or a function from step to one"
+        )
+    return float(lr)
+
+
+def descent(
+    modules: nn.Module | Sequence[nn.Module],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    lr: float | Rate,
+    loss: Loss = soft_hinge,
+    momentum: float = 0.0,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    margin: bool = False,
+    seed: int = 0,
+    max_seconds: float = math.inf,
+    dtype: torch.dtype | None = None,
+) -> Descent:
+    r"""Stochastic gradient descent on L(w) = (1 / (alpha^2 b)) sum loss(F(w, x), y), b samples at a time.
+
+    .. math:: v \leftarrow \mu v + \nabla L(w), \qquad w \leftarrow w - \eta v
+
+    as ``torch.optim.SGD`` has it, with the rates of the law of width as factors on the learning rate of each
+    layer (``control.rates``). All members see the same batches: in epoch e the samples in the order of a
+    permutation drawn from (seed, e) and from nothing else, the last batch of an epoch being what is left.
+
+    A state is given *before* each step: ``state.update`` is the step about to be taken, ``state.loss`` is
+    that of the batch, and ``state.outputs`` is there if the batch is the whole set. A member ends
+    "finished" after the last step, or "stopped" at a limit, with the loss and outputs of the whole training
+    set and no update; or "diverged" where its loss or its next step is not finite, and the others go on.
+
+    Args:
+        modules: a module, or the *members*: modules of one architecture that differ in seed, alpha or values.
+        inputs: x, (n, ...).
+        targets: y, (n,): -1 or +1 as floats, or class indices.
+        lr: the learning rate eta, or a function from the number of the step, from 0, to it.
+        loss: with its margin test.
+        momentum: mu, from 0 to below 1.
+        batch_size: b; left out, or n and more, it is the whole set.
+        epochs, steps: how long; one of the two.
+        margin: end a member as "finished" as soon as every sample of the training set, evaluated as a whole
+            between two epochs, meets its margin (``loss.fits``); one that never does ends "stopped".
+        seed: of the batches.
+        max_seconds: wall-clock of the whole call.
+        dtype: default that of the module, and float64 for lazy members, which lose their digits in less.
+
+    Returns:
+        An iterable of :class:`~regimes.core.state.State`, members told apart by ``state.member``; time is the
+        sum of the learning rates, loss is alpha^2 L. ``state_dict`` and ``load_state_dict`` go on exactly,
+        unless the module itself draws random numbers.
+
+    Raises:
+        UserError: if data and module do not fit, the members differ in architecture, or a setting is out of
+            range.
+
+    >>> from regimes import models, train
+    >>> x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> run = train.descent(models.mlp(3, 16, 1), x, x[:, 0].sign(), lr=0.5, batch_size=4, epochs=20)
+    >>> [(s.step, s.time, s.status) for s in run][-2:]
+    [(39, 19.5, 'running'), (40, 20.0, 'finished')]
+    """
+    program, x, y = prepare(modules, inputs, targets, loss, dtype, default=None)
+    rule = _rule(lr, momentum, batch_size, epochs, steps, margin, seed, len(x))
+    start = program.start()
+    front = _Front(
+        members=torch.arange(len(start), device=program.device),
+        w=start,
+        v=torch.zeros_like(start) if rule.momentum else start[:, :0],
+        order=torch.zeros(0, dtype=torch.int64),
+    )
+    return Descent(program, x, y, rule, max_seconds, front, start, program.offsets(x))
+
+
+def _rule(
+    lr: float | Rate,
+    momentum: float,
+    batch_size: int | None,
+    epochs: int | None,
+    steps: int | None,
+    margin: bool,
+    seed: int,
+    samples: int,
+) -> _Rule:
+    """The settings, checked."""
+    if (epochs is None) == (steps is None):
+        raise UserError(f"`epochs`, `steps`: got {epochs} and {steps}, expected one of the two")
+    counts = (("epochs", epochs, 0), ("steps", steps, 0), ("batch_size", batch_size, 1), ("seed", seed, 0))
+    for name, value, least in counts:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise UserError(f"`{name}`: got {value!r}, expected a whole number of at least {least}")
+    if not 0 <= momentum < 1:
+        raise UserError(f"`momentum`: got {momentum}, expected a number from 0 to below 1")
+    batch = min(batch_size or samples, samples)
+    epoch = -(-samples // batch)
+    total = steps if steps is not None else (epochs or 0) * epoch
+    schedule = lr if callable(lr) else partial(_constant, _finite_rate(lr))
+    return _Rule(schedule, momentum, batch, epoch, total, seed, margin)

@@ -1,0 +1,233 @@
+"""What the engines share: one loop over states, the recording of states, saving and going on."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from regimes.control.scale import unscaled
+from regimes.core.error import UserError
+from regimes.core.loss import Loss
+from regimes.core.state import State, Status
+from regimes.core.tree import Flat
+from regimes.train.program import Program, choose_dtype, members_of
+
+__all__ = ["Engine", "Front", "prepare"]
+
+
+@dataclass(frozen=True)
+class Front(ABC):
+    """Where the members that still run are: one row each in the tensors of a method."""
+
+    members: Tensor  # (m,) index of the member
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Front:
+        """The members of these rows."""
+
+
+AFront = TypeVar("AFront", bound=Front)
+ARule = TypeVar("ARule")
+
+
+class Engine(ABC, Generic[AFront, ARule]):
+    """Training under way: iterate over it for its states.
+
+    Args:
+        program: the members.
+        inputs, targets: the training set, on the device of the program.
+        rule: the settings of the method, a value.
+        max_seconds: wall-clock of all iterations together.
+        front: where the members are.
+        origin: their parameters at the start, (members, stride).
+        offsets: f(w0, x) on the training set.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        inputs: Tensor,
+        targets: Tensor,
+        rule: ARule,
+        max_seconds: float,
+        front: AFront,
+        origin: Tensor,
+        offsets: Tensor | None,
+    ) -> None:
+        self.program, self.inputs, self.targets = program, inputs, targets
+        self.rule, self.max_seconds = rule, max_seconds
+        self._front, self._origin, self._offsets = front, origin, offsets
+        self._pending: deque[State] = deque()
+        self._seconds = 0.0
+
+    @abstractmethod
+    def _advance(self) -> None:
+        """Compute, record the states reached, and go on with the members that have not ended."""
+
+    def __iter__(self) -> Iterator[State]:
+        """The states of each member, in order, until all have ended.
+
+        Iterating again goes on where the last iteration stopped.
+        """
+        began = time.perf_counter() - self._seconds
+        while self._pending or self.running:
+            while self._pending:
+                yield self._pending.popleft()
+            if self.running:
+                self._seconds = time.perf_counter() - began
+                self._advance()
+
+    @property
+    def running(self) -> int:
+        """How many members still run."""
+        return len(self._front.members)
+
+    @property
+    def _late(self) -> bool:
+        return self._seconds >= self.max_seconds
+
+    def _record(
+        self,
+        member: int,
+        w: Tensor,
+        step: int,
+        time: float,
+        loss: float,
+        status: Status,
+        outputs: Tensor | None,
+        update: Tensor | None = None,
+    ) -> None:
+        """One more state to hand out."""
+        state = State(
+            module=self.program.modules[member],
+            parameters=Flat(self.program.names, w),
+            origin=Flat(self.program.names, self._origin[member]),
+            step=step,
+            time=time,
+            loss=loss,
+            status=status,
+            member=member,
+            outputs=outputs,
+            update=None if update is None else Flat(self.program.names, update),
+        )
+        self._pending.append(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on exactly here: tensors and numbers, fit for ``torch.save``."""
+        join = self.program.names.join
+        pending = [
+            {
+                "member": s.member,
+                "w": join(s.parameters),
+                "step": s.step,
+                "time": s.time,
+                "loss": s.loss,
+                "status": s.status,
+                "outputs": s.outputs,
+                "update": None if s.update is None else join(s.update),
+            }
+            for s in self._pending
+        ]
+        front = {f.name: getattr(self._front, f.name) for f in fields(self._front)}
+        kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in front.items()}
+        return {"front": kept, "origin": self._origin.clone(), "pending": pending, "seconds": self._seconds}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict` of the same members, data and settings, bit for bit on a CPU.
+
+        Raises:
+            UserError: if what was saved has other members or parameters.
+        """
+        if saved["origin"].shape != self._origin.shape:
+            came, here = tuple(saved["origin"].shape), tuple(self._origin.shape)
+            raise UserError(
+                f"`saved`: holds (members, parameters) = {came}, expected {here}; build the same engine first"
+            )
+        place = self.program.device
+        front = {
+            name: value.to(place, copy=True) if isinstance(value, Tensor) else value
+            for name, value in saved["front"].items()
+        }
+        self._front = replace(self._front, **front)
+        self._origin = saved["origin"].to(place, copy=True)
+        self._seconds = saved["seconds"]
+        self._pending.clear()
+        for each in saved["pending"]:
+            self._record(**each)
+
+
+def prepare(
+    modules: nn.Module | Sequence[nn.Module],
+    inputs: Tensor,
+    targets: Tensor,
+    loss: Loss,
+    dtype: torch.dtype | None,
+    default: torch.dtype | None,
+) -> tuple[Program, Tensor, Tensor]:
+    """The program of the members, and the training set on its device, checked.
+
+    Raises:
+        UserError: if data, module and loss do not fit, or the members differ in architecture.
+    """
+    members = members_of(modules)
+    for index, module in enumerate(members):
+        alpha = unscaled(module)[1]
+        if not math.isfinite(alpha) or alpha <= 0:
+            raise UserError(
+                f"`modules`: member {index} has alpha = {alpha}, expected a positive finite number"
+            )
+    program = Program(members, loss, choose_dtype(members, dtype, default))
+    _check(inputs, targets)
+    x, y = (
+        each.to(program.device, program.dtype) if each.is_floating_point() else each.to(program.device)
+        for each in (inputs, targets)
+    )
+    _try(program, x, y)
+    return program, x, y
+
+
+def _check(x: Tensor, y: Tensor) -> None:
+    if y.dim() != 1:
+        raise UserError(
+            f"`targets`: got shape {tuple(y.shape)}, expected (n,): -1 or +1 as floats, or class indices"
+        )
+    if len(x) == 0 or len(x) != len(y):
+        raise UserError(
+            f"`inputs`, `targets`: got {len(x)} and {len(y)} samples, expected the same number, at least 1"
+        )
+    for name, each in (("inputs", x), ("targets", y)):
+        if not bool(torch.isfinite(each).all()):
+            raise UserError(f"`{name}`: hold nan or infinity; expected finite numbers")
+
+
+def _try(program: Program, x: Tensor, y: Tensor) -> None:
+    """Evaluate one sample, so that what does not fit is said in words."""
+    first = torch.arange(1, device=program.device)
+    try:
+        classes = program.raw(program.start()[:1], first, x[:1]).shape[-1]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"`inputs`: the module does not take samples of shape {tuple(x.shape[1:])}: {reason}"
+        ) from error
+    if y.is_floating_point():
+        if classes != 1:
+            raise UserError(
+                f"`targets`: got floats for {classes} outputs, expected class indices (int64); "
+                "floats go with 1 output"
+            )
+    elif y.dtype != torch.int64 or int(y.min()) < 0 or int(y.max()) >= classes:
+        raise UserError(
+            f"`targets`: got {y.dtype} from {int(y.min())} to {int(y.max())}, expected class indices (int64) "
+            f"below {classes}, the outputs of the module; targets of -1 and +1 are floats"
+        )

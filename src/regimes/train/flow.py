@@ -1,0 +1,230 @@
+r"""Gradient flow with adapted steps, for one network or for many members, each with its own step size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from regimes.core.error import UserError
+from regimes.core.loss import Loss, soft_hinge
+from regimes.train.engine import Engine, Front, prepare
+
+__all__ = ["Flow", "Tolerance", "flow"]
+
+# So many rejected steps in a row divide dt by 10^30: no step is small enough, the run has diverged.
+_REJECTIONS = 30
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    r"""How far one step may change things (Geiger et al. 2020, constants of the authors' code).
+
+    Attributes:
+        gradient: on :math:`\|g - g'\|^2 / (\|g\| \|g'\|)` over one step.
+        output: on :math:`\max |F - F'|` over one step.
+        grow: the factor on dt after a step that used less than half of both.
+        shrink: the divisor of dt after a step that is taken back.
+    """
+
+    gradient: float = 1e-4
+    output: float = 0.1
+    grow: float = 1.1
+    shrink: float = 10.0
+
+
+@dataclass(frozen=True)
+class _Front(Front):
+    """Where the members that still run are: one row each."""
+
+    w: Tensor  # (m, total)
+    u: Tensor  # (m, total) minus the velocity; (m, 0) when no member has momentum
+    g: Tensor  # (m, total) gradient times the root of the rates: where one law is another, so are its steps
+    size: Tensor  # (m,) ||g||
+    outputs: Tensor  # (m, n, c)
+    loss: Tensor  # (m,)
+    dt: Tensor  # (m,) float64, as are the following
+    time: Tensor
+    tau: Tensor
+    step: Tensor
+    rejected: Tensor
+
+    def rows(self, index: Tensor) -> _Front:
+        """The members of these rows."""
+        return _Front(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """The settings of a flow."""
+
+    tolerance: Tolerance
+    max_steps: float
+    roots: Tensor | None  # square roots of the rates of the law of width
+
+
+class Flow(Engine[_Front, _Rule]):
+    """A gradient flow under way: iterate over it for its states; see :func:`flow`."""
+
+    def _velocity(self, front: _Front) -> Tensor:
+        r"""grad L, or with momentum :math:`-v`, where v <- e v - (1 - e) grad L and e = exp(-dt / tau)."""
+        g = front.g if self.rule.roots is None else front.g * self.rule.roots
+        if not front.u.numel():
+            return g
+        e = torch.exp(-front.dt / front.tau).to(g)[:, None]
+        return torch.where(front.tau[:, None] > 0, e * front.u + (1 - e) * g, g)
+
+    def _advance(self) -> None:
+        """One tentative step of every member; keep it where it is small enough, else divide dt."""
+        old = self._front
+        u = self._velocity(old)
+        w = torch.addcmul(old.w, old.dt.to(old.w)[:, None], u, value=-1)
+        offsets = None if self._offsets is None else self._offsets[old.members]
+        outputs, loss, g = self.program.gradient(w, old.members, self.inputs, self.targets, offsets)
+        g = g if self.rule.roots is None else g * self.rule.roots
+        size = _norms(g)
+        turn = _turn(old.g, g, old.size, size)
+        move = (outputs - old.outputs).abs().flatten(1).amax(1)
+        turn, move = turn.double(), move.double()
+        limit = self.rule.tolerance
+        ok = (turn < limit.gradient) & (move < limit.output) & torch.isfinite(loss) & torch.isfinite(turn)
+        easy = ok & (turn < limit.gradient / 2) & (move < limit.output / 2)
+        new = _Front(
+            members=old.members,
+            w=_choose(ok, w, old.w),
+            u=_choose(ok, u, old.u) if old.u.numel() else old.u,
+            g=_choose(ok, g, old.g),
+            size=torch.where(ok, size, old.size),
+            outputs=_choose(ok, outputs, old.outputs),
+            loss=torch.where(ok, loss, old.loss),
+            dt=torch.where(easy, old.dt * limit.grow, torch.where(ok, old.dt, old.dt / limit.shrink)),
+            time=torch.where(ok, old.time + old.dt, old.time),
+            tau=old.tau,
+            step=old.step + ok,
+            rejected=torch.where(ok, 0, old.rejected + 1),
+        )
+        self._settle(new, ok)
+
+    def _settle(self, new: _Front, ok: Tensor) -> None:
+        """Record what was reached, and let the members that have ended go: the rest do not carry them."""
+        fits = ok & self.program.loss.fits(new.outputs, self.targets).flatten(1).all(1)
+        lost = (new.rejected >= _REJECTIONS) | ~torch.isfinite(new.loss)
+        spent = (new.step >= self.rule.max_steps) | self._late
+        ended = fits | lost | spent
+        columns = (new.members, new.step, new.time, new.loss, ok, fits, lost, spent)
+        rows = zip(*(each.tolist() for each in columns), strict=True)
+        for i, (member, step, moment, loss, kept, done, bad, out) in enumerate(rows):
+            status = "finished" if done else "diverged" if bad else "stopped" if out else "running"
+            if kept or status != "running":
+                self._record(member, new.w[i], int(step), moment, loss, status, new.outputs[i])
+        self._front = new.rows((~ended).nonzero()[:, 0]) if bool(ended.any()) else new
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """The norm of each row, as if alone: a joint reduction splits over threads by the size of the whole."""
+    return torch.stack([torch.linalg.vector_norm(row) for row in rows])
+
+
+def _turn(a: Tensor, b: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
+    r"""||a - b||^2 / (||a|| ||b||), row by row: from one inner product, without a - b.
+
+    0 where a gradient vanishes, as that of the hinge does when its last sample is met. The cancellation
+    leaves an error of 1e-16 in what is compared with 1e-4.
+    """
+    inner = torch.stack([torch.dot(x, y) for x, y in zip(a, b, strict=True)])
+    turn = (size_a.square() + size_b.square() - 2 * inner) / (size_a * size_b)
+    return torch.where((size_a == 0) | (size_b == 0), 0.0, turn)
+
+
+def _choose(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The rows of ``new`` where ok, else those of ``old``; no copy when all are."""
+    if bool(ok.all()):
+        return new
+    return torch.where(ok.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def flow(
+    modules: nn.Module | Sequence[nn.Module],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    loss: Loss = soft_hinge,
+    tau: float | Sequence[float] = 0.0,
+    tolerance: Tolerance | None = None,
+    max_steps: float = math.inf,
+    max_seconds: float = math.inf,
+    dtype: torch.dtype | None = None,
+) -> Flow:
+    r"""Full-batch gradient flow of L(w) = (1 / (alpha^2 n)) sum loss(F(w, x), y), with adapted steps.
+
+    .. math:: \dot w = v, \quad \dot v = -\frac{1}{\tau} (v + \nabla L), \qquad \dot w = -\nabla L, \ \tau = 0
+
+    A tentative step of size dt is kept if it changes gradient and outputs little (see :class:`Tolerance`),
+    else it is taken back and dt divided by 10. A member ends "finished" when every sample meets its margin
+    (``loss.fits``), "stopped" at a limit, "diverged" when no step is small enough or the loss is not finite.
+
+    Args:
+        modules: a module, or the *members*: modules of one architecture that differ in seed, alpha or values.
+            Each member has its own time, step size and end; members run as one batched program that shrinks
+            as they end. Laws of width bring their own rates per layer (``control.rates``).
+        inputs: x, (n, ...).
+        targets: y, (n,): -1 or +1 as floats, or class indices.
+        loss: with its margin test. The gradient of the plain hinge jumps where a sample meets its margin, so
+            that no step is small enough: give it ``Tolerance(gradient=math.inf)``.
+        tau: momentum time, one or per member; 0 is the plain flow.
+        tolerance: of one step.
+        max_steps: accepted steps of each member.
+        max_seconds: wall-clock of the whole call.
+        dtype: default float64, as the source; lazy members lose their digits in less.
+
+    Returns:
+        An iterable of :class:`~regimes.core.state.State`: each member at the start, after each accepted step
+        and at its end (``state.status``), members told apart by ``state.member``; time in units of the flow,
+        loss is alpha^2 L. ``state_dict`` and ``load_state_dict`` go on exactly.
+
+    Raises:
+        UserError: if data and module do not fit, or the members differ in architecture.
+
+    Source: Geiger, Spigler, Jacot, Wyart 2020, appendix B, and the authors' code for the step rule.
+    """
+    if not max_steps >= 0:
+        raise UserError(f"`max_steps`: got {max_steps}, expected 0 or more")
+    program, x, y = prepare(modules, inputs, targets, loss, dtype, default=torch.float64)
+    start, offsets = program.start(), program.offsets(x)
+    everyone = torch.arange(len(start), device=program.device)
+    outputs, value, g = program.gradient(start, everyone, x, y, offsets)
+    roots = None if program.rates is None else program.rates.sqrt()
+    g = g if roots is None else g * roots
+    taus = _taus(tau, len(start)).to(program.device)
+    zero = torch.zeros_like(taus)
+    front = _Front(
+        members=everyone,
+        w=start,
+        u=torch.zeros_like(start) if bool((taus > 0).any()) else start[:, :0],
+        g=g,
+        size=_norms(g),
+        outputs=outputs,
+        loss=value,
+        dt=zero + 1,
+        time=zero,
+        tau=taus,
+        step=zero,
+        rejected=zero,
+    )
+    rule = _Rule(tolerance or Tolerance(), max_steps, roots)
+    under_way = Flow(program, x, y, rule, max_seconds, front, start, offsets)
+    under_way._settle(front, torch.ones_like(everyone, dtype=torch.bool))
+    return under_way
+
+
+def _taus(tau: float | Sequence[float], members: int) -> Tensor:
+    """One tau a member, (members,)."""
+    taus = torch.as_tensor(tau, dtype=torch.float64)
+    if taus.dim() > 1 or len(taus.reshape(-1)) not in (1, members) or not bool((taus >= 0).all()):
+        raise UserError(
+            f"`tau`: got {tau!r}, expected a time of 0 or more, or one for each of {members} members"
+        )
+    return taus.expand(members).clone()

@@ -1,0 +1,221 @@
+"""The members of one architecture as one program: outputs, losses and gradients of all of them at once."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from regimes.control.scale import unscaled
+from regimes.control.width import rates, table
+from regimes.core.derivative import call
+from regimes.core.error import UserError
+from regimes.core.layer import is_stackable
+from regimes.core.loss import Loss
+from regimes.core.tree import Layout
+
+__all__ = ["Program", "choose_dtype", "members_of"]
+
+# Activations of about this many entries at a time stay in the second-level cache of a core.
+_ENTRIES = 1 << 19
+# From here on alpha (f - f0) has lost half its digits in float32 (Chizat et al. 2019 sweep in double).
+_LAZY = 1e3
+
+
+def members_of(modules: nn.Module | Sequence[nn.Module]) -> list[nn.Module]:
+    """One module or several, as a list of at least one."""
+    members = [modules] if isinstance(modules, nn.Module) else list(modules)
+    if not members:
+        raise UserError("`modules`: got an empty list, expected a module or at least one member")
+    return members
+
+
+def choose_dtype(
+    modules: Sequence[nn.Module], asked: torch.dtype | None, default: torch.dtype | None
+) -> torch.dtype:
+    """The dtype of a run: that asked for, else float64 if a member is lazy, else ``default`` or its own."""
+    lazy = any(unscaled(module)[1] > _LAZY for module in modules)
+    if asked is None:
+        own = next(
+            (p.dtype for p in modules[0].parameters() if p.is_floating_point()), torch.get_default_dtype()
+        )
+        return torch.float64 if lazy else default or own
+    if lazy and asked != torch.float64:
+        warnings.warn(
+            f"alpha above {_LAZY:g} in {asked}: alpha (f - f0) loses digits; leave `dtype` out for float64",
+            stacklevel=4,
+        )
+    return asked
+
+
+class Program:
+    """Members of one architecture, evaluated together.
+
+    Parameters are rows of one matrix (members, total). A module that is a sequence of the layers of ``core``
+    runs as one stacked program, in pieces whose activations fit the cache; any other module runs member by
+    member. On a CPU with a fixed number of threads the numbers of a member do not depend on the other
+    members, bit for bit.
+
+    Args:
+        modules: the members, modules of one architecture, each scaled or not.
+        inputs: x, (n, ...), shared by all members.
+        loss: between F and y.
+        dtype: of parameters and inputs.
+
+    Raises:
+        UserError: if the members differ in architecture, or nothing in them trains.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], loss: Loss, dtype: torch.dtype) -> None:
+        same = all(p.dtype == dtype for m in modules for p in m.parameters() if p.is_floating_point())
+        self.modules = list(modules) if same else [copy.deepcopy(module).to(dtype) for module in modules]
+        parts = [unscaled(module) for module in self.modules]
+        self.networks = [network for network, _, _ in parts]
+        self.origins = [origin for _, _, origin in parts]
+        self.loss = loss
+        self.dtype = dtype
+        self.layout = Layout.of(self.networks[0])
+        self.names = Layout.of(self.modules[0])
+        self._check()
+        self.device = next(self.networks[0].parameters()).device
+        self.alpha = torch.tensor([alpha for _, alpha, _ in parts], dtype=dtype, device=self.device)
+        # A frozen parameter is not in the matrix: the stack would take that of the first member for all.
+        self.stackable = all(
+            is_stackable(network) and all(p.requires_grad for p in network.parameters())
+            for network in self.networks
+        )
+        self.rates = self._rates()
+        self._units = 0
+
+    def _check(self) -> None:
+        if not self.layout.total:
+            raise UserError(
+                "`modules`: nothing requires grad, so nothing can train; set requires_grad on a parameter"
+            )
+        scalings = table(self.networks[0])
+        for index, network in enumerate(self.networks):
+            if Layout.of(network) != self.layout or table(network) != scalings:
+                raise UserError(
+                    f"`modules`: member {index} differs from member 0 in shapes or scalings; "
+                    "expected one architecture; train other architectures in a call of their own"
+                )
+
+    def _rates(self) -> Tensor | None:
+        """The factor on the rate of each entry, (total,), or None if all are 1."""
+        by_name = rates(self.networks[0])
+        if all(rate == 1.0 for rate in by_name.values()):
+            return None
+        sizes = zip(self.layout.names, self.layout.sizes, strict=True)
+        pieces = [torch.full((size,), by_name[name], dtype=torch.float64) for name, size in sizes]
+        everywhere = torch.cat(pieces).to(self.device, self.dtype)
+        return torch.nn.functional.pad(everywhere, (0, self.start().shape[1] - len(everywhere)))
+
+    def start(self) -> Tensor:
+        """The present parameters of all members, (members, stride): see :meth:`matrix`."""
+        return self._matrix([dict(network.named_parameters()) for network in self.networks])
+
+    def _matrix(self, trees: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """One row a member, padded to whole cache lines: products round by where their operands lie."""
+        line = 64 // torch.empty((), dtype=self.dtype).element_size()
+        stride = -(-self.layout.total // line) * line
+        rows = torch.zeros(len(trees), stride, dtype=self.dtype, device=self.device)
+        for row, tree in zip(rows, trees, strict=True):
+            row[: self.layout.total] = self.layout.join(tree)
+        return rows
+
+    def _tree(self, rows: Tensor) -> dict[str, Tensor]:
+        """Views of rows by name, (m, *shape) each."""
+        return self.layout.split(rows[:, : self.layout.total])
+
+    def offsets(self, x: Tensor) -> Tensor | None:
+        """f(w0, x) of all members, (members, n, c), 0 where a member is not centred; None if none is."""
+        if all(origin is None for origin in self.origins):
+            return None
+        starts = [origin or network for origin, network in zip(self.origins, self.networks, strict=True)]
+        rows = self._matrix([dict(each.named_parameters()) for each in starts])
+        out = self.raw(rows, torch.arange(len(rows), device=self.device), x, starts)
+        centred = torch.tensor([origin is not None for origin in self.origins], device=out.device)
+        return torch.where(centred[:, None, None], out, torch.zeros_like(out))
+
+    def pieces(self, count: int, x: Tensor) -> list[slice]:
+        """Slices of ``count`` members whose activations fit the cache; a GPU takes all members at once."""
+        if not self.stackable:
+            return [slice(i, i + 1) for i in range(count)]
+        if self.device.type != "cpu":
+            return [slice(0, count)]
+        if not self._units:
+            self._units = _widest(self.networks[0], x)
+        size = max(1, _ENTRIES // (self._units * x.shape[0]))
+        return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+    def _forward(
+        self,
+        tree: Mapping[str, Tensor],
+        members: Tensor,
+        x: Tensor,
+        networks: Sequence[nn.Module] | None = None,
+    ) -> Tensor:
+        """f(w, x) of one piece, (m, n, c), for parameters (m, *shape) by name."""
+        networks = networks or self.networks
+        if self.stackable:
+            out = call(networks[0], tree, x)
+        else:
+            each = [
+                call(networks[k], {name: value[i] for name, value in tree.items()}, x)
+                for i, k in enumerate(members.tolist())
+            ]
+            out = torch.stack(each)
+        return out if out.dim() == 3 else out[..., None]
+
+    def raw(
+        self, flat: Tensor, members: Tensor, x: Tensor, networks: Sequence[nn.Module] | None = None
+    ) -> Tensor:
+        """f(w, x) for the rows of ``flat``, (m, n, c), without a graph; by ``networks``, if given."""
+        pieces = self.pieces(len(flat), x)
+        with torch.no_grad():
+            return torch.cat([self._forward(self._tree(flat[s]), members[s], x, networks) for s in pieces])
+
+    def outputs(self, flat: Tensor, members: Tensor, x: Tensor, offsets: Tensor | None) -> Tensor:
+        """F(w, x) for the rows of ``flat``, (m, n, c); ``offsets`` are those rows of :meth:`offsets`."""
+        raw = self.raw(flat, members, x)
+        return self.alpha[members][:, None, None] * (raw if offsets is None else raw - offsets)
+
+    def gradient(
+        self, flat: Tensor, members: Tensor, x: Tensor, y: Tensor, offsets: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """F (m, n, c), the mean of loss(F, y) (m,), and the gradient of that over alpha^2 (m, total)."""
+        gradient = torch.zeros_like(flat)
+        found = []
+        for piece in self.pieces(len(flat), x):
+            tree = {name: w.requires_grad_() for name, w in self._tree(flat[piece].detach()).items()}
+            alpha = self.alpha[members[piece]]
+            raw = self._forward(tree, members[piece], x)
+            scaled = alpha[:, None, None] * (raw if offsets is None else raw - offsets[piece])
+            loss = self.loss.per_sample(scaled, y).mean(-1)
+            grads = torch.autograd.grad((loss / alpha**2).sum(), list(tree.values()), materialize_grads=True)
+            for slot, grad in zip(self._tree(gradient[piece]).values(), grads, strict=True):
+                slot.copy_(grad)
+            found.append((scaled.detach(), loss.detach()))
+        outputs, losses = zip(*found, strict=True)
+        return torch.cat(outputs), torch.cat(losses), gradient
+
+
+def _widest(network: nn.Module, x: Tensor) -> int:
+    """The most entries any layer puts out for one sample."""
+    seen = [1]
+
+    def look(_module: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        seen.append(math.prod(out.shape[1:]))
+
+    hooks = [layer.register_forward_hook(look) for layer in network.modules() if not list(layer.children())]
+    try:
+        with torch.no_grad():
+            network(x[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(seen)
