@@ -1,0 +1,39 @@
+"""What can be read off a state; nothing here knows who trained it."""
+
+from regimes.measure.drift import KernelDrift, alignment, drift, kernel_distance
+from regimes.measure.fluctuation import Averaging, Fluctuation, averaging, fluctuation
+from regimes.measure.gap import Gap, gap, linearized
+from regimes.measure.kernel import ntk
+from regimes.measure.kernel.rules import Reduce
+from regimes.measure.movement import Movement, movement
+from regimes.measure.outputs import Error, Outputs, error_rate
+from regimes.measure.probe import Probe, Row, Snapshot, When, log_spaced, observe
+from regimes.measure.times import Times
+
+__all__ = [
+    "Averaging",
+    "Error",
+    "Fluctuation",
+    "Gap",
+    "KernelDrift",
+    "Movement",
+    "Outputs",
+    "Probe",
+    "Reduce",
+    "Row",
+    "Snapshot",
+    "Times",
+    "When",
+    "alignment",
+    "averaging",
+    "drift",
+    "error_rate",
+    "fluctuation",
+    "gap",
+    "kernel_distance",
+    "linearized",
+    "log_spaced",
+    "movement",
+    "ntk",
+    "observe",
+]

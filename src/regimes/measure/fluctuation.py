@@ -1,0 +1,130 @@
+"""The spread of the function over members, and what averaging over members gains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from regimes.core.error import UserError
+from regimes.measure.outputs import error_rate
+
+__all__ = ["Averaging", "Fluctuation", "averaging", "fluctuation"]
+
+
+@dataclass(frozen=True)
+class Fluctuation:
+    """The variance of the function over members.
+
+    Attributes:
+        variance: Var F; its square root is the size of the fluctuations, delta F.
+        stderr: the jackknife standard error of the variance; nan for two members.
+        members: M.
+    """
+
+    variance: float
+    stderr: float
+    members: int
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """The error of single members against that of their average.
+
+    Attributes:
+        single: the mean error rate of a member.
+        single_stderr: its standard error over members.
+        ensemble: the error rate of the mean function, mean_i F_i.
+        ensemble_stderr: its jackknife standard error over members.
+        gain: single - ensemble.
+        members: M.
+    """
+
+    single: float
+    single_stderr: float
+    ensemble: float
+    ensemble_stderr: float
+    gain: float
+    members: int
+
+
+def _members(outputs: Tensor) -> Tensor:
+    """(M, n) or (M, n, c) as (M, n, c), M at least two."""
+    if outputs.dim() not in (2, 3) or 0 in outputs.shape:
+        raise UserError(
+            f"`outputs`: got shape {tuple(outputs.shape)}, expected (members, n) or (members, n, c)"
+        )
+    if len(outputs) < 2:
+        raise UserError("`outputs`: got 1 member, expected at least 2; run more seeds")
+    return outputs if outputs.dim() == 3 else outputs[..., None]
+
+
+def _jackknife(estimates: Tensor) -> float:
+    """The standard error from the M estimates that leave one member out."""
+    m = len(estimates)
+    return math.sqrt((m - 1) / m * float((estimates - estimates.mean()).square().sum()))
+
+
+def fluctuation(outputs: Float[Tensor, "m n"] | Float[Tensor, "m n c"]) -> Fluctuation:
+    r"""The variance of F over members: Var F = sum_i mean_x ||F_i(x) - mean_j F_j(x)||^2 / (M - 1).
+
+    Args:
+        outputs: F of each member on the same n test points.
+
+    Returns:
+        The variance with its standard error, from the M variances that leave one member out.
+
+    Raises:
+        UserError: if there are fewer than two members.
+
+    Source: Geiger et al. 2020: Var F falls like 1/h in both regimes.
+
+    >>> fluctuation(torch.tensor([[1.0, 1.0], [-1.0, -1.0]])).variance
+    2.0
+    """
+    each = _members(outputs).double()
+    m = len(each)
+    far = (each - each.mean(0)).square().sum(-1).mean(-1)
+    variance = far.sum() / (m - 1)
+    if m == 2:
+        return Fluctuation(float(variance), math.nan, m)
+    # Leaving member i out lowers the sum of squares by M / (M - 1) times its own.
+    left = ((m - 1) * variance - m / (m - 1) * far) / (m - 2)
+    return Fluctuation(float(variance), _jackknife(left), m)
+
+
+def averaging(
+    outputs: Float[Tensor, "m n"] | Float[Tensor, "m n c"], targets: Shaped[Tensor, " n"]
+) -> Averaging:
+    """The mean error rate of single members, that of their average, and the difference.
+
+    Args:
+        outputs: F of each member on the same n test points.
+        targets: as in :func:`error_rate`.
+
+    Returns:
+        Both error rates with standard errors over members.
+
+    Raises:
+        UserError: if there are fewer than two members, or the sizes do not go together.
+
+    Source: Geiger et al. 2020.
+
+    >>> averaging(torch.tensor([[3.0, -1.0], [-1.0, 3.0]]), torch.tensor([1.0, 1.0])).gain
+    0.5
+    """
+    each = _members(outputs)
+    m = len(each)
+    mean = each.mean(0)
+    errors = torch.tensor([error_rate(member, targets) for member in each], dtype=torch.float64)
+    ensemble = error_rate(mean, targets)
+    left = torch.tensor(
+        [error_rate((m * mean - member) / (m - 1), targets) for member in each], dtype=torch.float64
+    )
+    single = float(errors.mean())
+    return Averaging(
+        single, float(errors.std()) / math.sqrt(m), ensemble, _jackknife(left), single - ensemble, m
+    )

@@ -1,0 +1,5 @@
+"""The tangent-kernel engine."""
+
+from regimes.measure.kernel.ntk import ntk
+
+__all__ = ["ntk"]

@@ -1,0 +1,98 @@
+"""What the network says: its outputs on given inputs, and how often it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from regimes.core.derivative import columns
+from regimes.core.error import UserError
+from regimes.core.state import State
+from regimes.measure.probe import Snapshot
+
+__all__ = ["Error", "Outputs", "error_rate"]
+
+
+def error_rate(outputs: Float[Tensor, " n"] | Float[Tensor, "n c"], targets: Shaped[Tensor, " n"]) -> float:
+    """The share of samples decided wrongly: by the sign of F where targets are -1 and +1, else by its argmax.
+
+    Args:
+        outputs: F, (n,) or (n, c).
+        targets: (n,), floats of a binary task or class indices. An output that decides nothing, 0 or nan,
+            counts as wrong.
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        UserError: if the sizes do not go together.
+
+    >>> error_rate(torch.tensor([0.3, -2.0]), torch.tensor([1.0, 1.0]))
+    0.5
+    """
+    if len(outputs) != len(targets) or not len(targets):
+        raise UserError(
+            f"`targets`: got {len(targets)}, expected one for each of {len(outputs)} outputs, at least one"
+        )
+    scores = outputs if outputs.dim() == 2 else outputs[:, None]
+    if targets.is_floating_point():
+        if scores.shape[1] != 1:
+            raise UserError(
+                f"`targets`: got floats with {scores.shape[1]} outputs, expected class indices; use .long()"
+            )
+        wrong = ~(scores[:, 0] * targets > 0)
+    else:
+        if scores.shape[1] < 2:
+            raise UserError("`targets`: got class indices with one output, expected floats -1 and +1")
+        wrong = (scores.argmax(1) != targets) | scores.isnan().any(1)
+    return float(wrong.double().mean())
+
+
+def _outputs(state: State, inputs: Tensor) -> Tensor:
+    """F(w, x), (n, c), without a graph."""
+    with torch.no_grad():
+        return columns(state(inputs), len(inputs))
+
+
+@dataclass(frozen=True, eq=False)
+class Error(Snapshot):
+    """The error rate on given data. Value: ``{name}_error``.
+
+    Attributes:
+        inputs: x, (n, ...).
+        targets: y, (n,), as in :func:`error_rate`.
+        name: of the data, such as "test" or "train".
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    name: str = "test"
+
+    def look(self, state: State) -> Mapping[str, float]:
+        """The error rate now."""
+        return {f"{self.name}_error": error_rate(_outputs(state, self.inputs), self.targets)}
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs(Snapshot):
+    """F(w, x) at the last state of a member, for averages over members.
+
+    Value: ``{name}_outputs``, the n c numbers sample by sample, at the last state only.
+
+    Attributes:
+        inputs: x, (n, ...).
+        name: of the data, such as "test" or "train".
+    """
+
+    inputs: Tensor
+    name: str = "test"
+
+    def look(self, state: State) -> Mapping[str, list[float]]:
+        """All outputs, or nothing before the last state."""
+        if state.status == "running":
+            return {}
+        return {f"{self.name}_outputs": _outputs(state, self.inputs).flatten().tolist()}
