@@ -1,0 +1,31 @@
+"""Many runs: experiments as values, sweeps, rows on disk by key, and how they are carried out."""
+
+from regimes.study.execute import Failure, Forecast, Interrupted, Result, forecast_study, run_study
+from regimes.study.process import keep_memory
+from regimes.study.record import read_record
+from regimes.study.run import Run
+from regimes.study.store import Store
+from regimes.study.study import Option, Scale, Study, load_study_file, parse_settings
+from regimes.study.sweep import Sweep, bisection, combine, grid
+
+__all__ = [
+    "Failure",
+    "Forecast",
+    "Interrupted",
+    "Option",
+    "Result",
+    "Run",
+    "Scale",
+    "Store",
+    "Study",
+    "Sweep",
+    "bisection",
+    "combine",
+    "forecast_study",
+    "grid",
+    "keep_memory",
+    "load_study_file",
+    "parse_settings",
+    "read_record",
+    "run_study",
+]

@@ -1,0 +1,309 @@
+"""Carry out a study: ask its sweep what is wanted, do what is not finished, until nothing new is wanted."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from regimes.core.error import UserError
+from regimes.study.backend import Backend, Here, parse_on
+from regimes.study.pool import Pool
+from regimes.study.progress import Clock, Progress, duration, progress_of
+from regimes.study.record import Record, check_record
+from regimes.study.run import Run
+from regimes.study.store import Store
+from regimes.study.study import Study
+from regimes.study.task import Task, divide, makespan
+from regimes.study.worker import Broken, Done, Job, rare
+
+__all__ = ["Failure", "Forecast", "Interrupted", "Result", "forecast_study", "run_study"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that could not be finished: the error in one line, and its traceback if there is one."""
+
+    run: Run
+    error: str
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a session did.
+
+    Attributes:
+        wanted: runs the sweep wants, as far as is known now.
+        finished: how many of them are stored.
+        carried_out: how many of them were finished in this session.
+        failures: the runs that failed, in the order of the sweep; the next session tries them again.
+        seconds: spent in this session.
+        command: continues the study.
+        out: where it is stored.
+    """
+
+    wanted: int
+    finished: int
+    carried_out: int
+    failures: tuple[Failure, ...]
+    seconds: float
+    command: str
+    out: Path
+
+    @property
+    def summary(self) -> str:
+        """How far the study is, in one line."""
+        return (
+            f"{self.finished} of {self.wanted} runs finished ({self.carried_out} in this session, "
+            f"{duration(self.seconds)}); they are in {self.out}"
+        )
+
+    def __str__(self) -> str:
+        lines = [self.summary]
+        if self.failures:
+            kinds = Counter(failure.error for failure in self.failures)
+            first = {failure.error: failure.run for failure in reversed(self.failures)}
+            lines += [
+                f"failed: {first[error]!r}{f' and {count - 1} more' if count > 1 else ''}: {error}"
+                for error, count in kinds.items()
+            ]
+            lines.append(
+                f"tracebacks are in {self.out / 'failures.txt'}; to try again what failed: {self.command}"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a study would do, as far as its sweep can tell from what is stored (refinement may want more).
+
+    Attributes:
+        wanted: runs the sweep wants now.
+        finished: how many of them are stored already.
+        tasks: programs the rest is divided into.
+        seconds: rough time of the rest.
+        workers: number of workers it holds for.
+    """
+
+    wanted: int
+    finished: int
+    tasks: int
+    seconds: float
+    workers: int
+
+    def __str__(self) -> str:
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        return (
+            f"{self.wanted} runs, {self.finished} finished; the rest: {self.tasks} tasks, "
+            f"about {duration(self.seconds)} on {workers}"
+        )
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after everything has been stopped in order; its text says how to continue."""
+
+
+def run_study(
+    study: Study,
+    scale: str,
+    out: str | Path,
+    *,
+    data: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    on: str = "here",
+    command: str | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Carry out a study, or what is left of it. Finished runs are never repeated.
+
+    Args:
+        study: what to carry out.
+        scale: name of one of its scales.
+        out: the output directory; it holds this study at this scale with these settings, or nothing yet.
+        data: directory of the data sets.
+        settings: option -> value, text or of its type; the others have their defaults.
+        on: "here" (this process), "pool" or "pool:N" (N processes of one thread).
+        command: continues the study, shown to the user; the default is the command of this process.
+        quiet: show no progress.
+
+    Returns:
+        What was done. A run that failed does not stop the others: see ``failures``.
+
+    Raises:
+        UserError: an unknown scale, setting or back end; a directory that is in use, not writable or holds
+            another study; a mistake that a run reports as such.
+        Interrupted: Ctrl-C.
+    """
+    kind, workers = parse_on(on)
+    chosen = study.settings(scale, settings)
+    sweep = study.sweep(scale, chosen)
+    order = command or _this_command()
+    store = Store(out, study.runs)
+    job = Job(store.out.resolve(), tuple(study.runs), data)
+    with ExitStack() as stack:
+        stack.enter_context(store.lock())
+        record = Record(store, study, scale, chosen, order, on)
+        store.tidy()
+        show = stack.enter_context(progress_of(f"{study.name} ({scale})", quiet))
+        backend: Backend = stack.enter_context(closing(Here(job) if kind == "here" else Pool(job, workers)))
+        session = Session(store, backend, workers, record, show, order)
+        try:
+            while tasks := session.pending(checked(sweep(store.frame()), study)):
+                session.work(tasks)
+        except KeyboardInterrupt:
+            backend.close()
+            record.save()
+            raise Interrupted(f"interrupted: {session.result().summary}; to continue: {order}") from None
+        record.save()
+        return session.conclude()
+
+
+def forecast_study(
+    study: Study,
+    scale: str,
+    out: str | Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    on: str = "here",
+) -> Forecast:
+    """What ``run_study`` would do; runs and writes nothing (``--dry-run``). Arguments and errors as there."""
+    _, workers = parse_on(on)
+    chosen = study.settings(scale, settings)
+    store = Store(out, study.runs)
+    check_record(store, study, scale, chosen)
+    finished = store.finished()
+    wanted = checked(study.sweep(scale, chosen)(store.frame()), study)
+    left = [run for run in wanted if run.key not in finished]
+    tasks = divide(left, workers)
+    return Forecast(len(wanted), len(wanted) - len(left), len(tasks), makespan(tasks, workers), workers)
+
+
+@final
+class Session:
+    """The rounds of ``run_study``: what is wanted, what is finished, what failed."""
+
+    def __init__(
+        self, store: Store, backend: Backend, workers: int, record: Record, show: Progress, command: str
+    ) -> None:
+        self._store = store
+        self._backend = backend
+        self._workers = workers
+        self._record = record
+        self._show = show
+        self._command = command
+        self._began = time.monotonic()
+        self._clock = Clock()
+        self._wanted: dict[str, Run] = {}
+        self._finished: set[str] = set()
+        self._carried_out = 0
+        self._failures: dict[str, Failure] = {}
+        self._cost = 0.0
+        self._text = ""
+
+    def pending(self, wanted: Sequence[Run]) -> tuple[Task, ...]:
+        """The tasks of the next round; a run that failed in this session is not tried again."""
+        self._wanted = {run.key: run for run in wanted}
+        self._finished = set(self._store.finished() & self._wanted.keys())
+        left = [
+            run
+            for key, run in self._wanted.items()
+            if key not in self._finished and key not in self._failures
+        ]
+        self._cost = sum(run.cost() for run in left)
+        return divide(left, self._workers)
+
+    def work(self, tasks: Sequence[Task]) -> None:
+        """One round, with a second chance for what failed beside others or with its worker."""
+        tick = rare(self._tick)
+        self._update()
+        while tasks:
+            again: list[Task] = []
+            for event in self._backend.execute(tasks, tick):
+                if isinstance(event, Done):
+                    self._done(event.run)
+                else:
+                    again += self._broken(event)
+            tasks = again
+
+    def result(self) -> Result:
+        """What the session has done so far, by the files that are there."""
+        return Result(
+            wanted=len(self._wanted),
+            finished=sum(run in self._store for run in self._wanted.values()),
+            carried_out=self._carried_out,
+            failures=tuple(self._failures[key] for key in self._wanted if key in self._failures),
+            seconds=time.monotonic() - self._began,
+            command=self._command,
+            out=self._store.out,
+        )
+
+    def conclude(self) -> Result:
+        """The result; the tracebacks of the failures are kept beside the rows."""
+        result = self.result()
+        if result.failures:
+            texts = (f"{failure.run!r}\n{failure.error}\n{failure.trace}" for failure in result.failures)
+            self._store.write_text("failures.txt", "\n".join(texts))
+        else:
+            (self._store.out / "failures.txt").unlink(missing_ok=True)
+        return result
+
+    def _done(self, run: Run) -> None:
+        self._finished.add(run.key)
+        self._carried_out += 1
+        self._clock.add(run.cost())
+        self._cost -= run.cost()
+        self._record.save(every=10.0)
+        self._update()
+
+    def _broken(self, event: Broken) -> Iterable[Task]:
+        # the worker may have died between storing a run and telling of it
+        left: list[Run] = []
+        for run in event.task.runs:
+            if run in self._store:
+                self._done(run)
+            else:
+                left.append(run)
+        task = replace(event.task, runs=tuple(left))
+        if len(left) > 1:
+            return task.halves()
+        if left and event.died and not task.again:
+            return (replace(task, again=True),)
+        for run in left:
+            self._failures[run.key] = Failure(run, event.error, event.trace)
+            self._cost -= run.cost()
+        return ()
+
+    def _tick(self, text: str) -> None:
+        self._text = " ".join(text.split())
+        self._update()
+
+    def _update(self) -> None:
+        left = self._clock.left(max(self._cost, 0.0))
+        self._show.show(len(self._finished), len(self._wanted), left, self._text)
+
+
+def _this_command() -> str:
+    first = sys.argv[0]
+    return shlex.join([*(("python", first) if first.endswith(".py") else (Path(first).name,)), *sys.argv[1:]])
+
+
+def checked(wanted: Sequence[Run], study: Study) -> tuple[Run, ...]:
+    """What a sweep wants, each run once.
+
+    Raises:
+        UserError: something else than runs of the study's classes.
+    """
+    for run in wanted:
+        if type(run) not in study.runs:
+            raise UserError(
+                f"`sweep` of study {study.name} wants {type(run).__name__}: expected "
+                f"{', '.join(cls.__name__ for cls in study.runs)} (declared in `runs`)"
+            )
+    return tuple({run.key: run for run in wanted}.values())

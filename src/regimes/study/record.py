@@ -1,0 +1,133 @@
+"""``study.json``: which study an output directory holds, and every session that worked on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from datetime import UTC, datetime
+from typing import Any, final
+
+import regimes
+from regimes.core.error import UserError
+from regimes.study.run import canonical
+from regimes.study.store import Store
+from regimes.study.study import Settings, Study
+
+__all__ = ["Record", "check_record", "read_record"]
+
+FILE = "study.json"
+PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn")
+
+
+def read_record(store: Store) -> dict[str, Any] | None:
+    """The content of ``study.json``: study, scale, settings, source, sessions; None if there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = store.out / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {**content, "sessions": list(content["sessions"]), "study": str(content["study"])}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"`out` is {str(store.out)!r}: its {FILE} is damaged; choose another --out") from None
+
+
+@final
+class Record:
+    """The running session in ``study.json``.
+
+    Args:
+        store: the output directory, locked.
+        study: the study to be run there.
+        scale: name of the scale.
+        settings: complete settings.
+        command: the command that started the session.
+        on: the back end.
+
+    Raises:
+        UserError: the directory holds another study, or this one at another scale or with other settings.
+    """
+
+    def __init__(
+        self, store: Store, study: Study, scale: str, settings: Settings, command: str, on: str
+    ) -> None:
+        check_record(store, study, scale, settings)
+        self._store = store
+        self._began = self._saved = time.monotonic()
+        before = (read_record(store) or {}).get("sessions", [])
+        self._session: dict[str, Any] = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": 0.0,
+            "finished": len(store),
+            "command": command,
+            "on": on,
+            "machine": {
+                "system": platform.platform(),
+                "processor": platform.machine(),
+                "cores": os.cpu_count(),
+                "python": platform.python_version(),
+            },
+            "versions": {"regimes": regimes.__version__}
+            | {name: version for name in PACKAGES if (version := _version(name))},
+        }
+        self._content = {
+            **_identity(study, scale, settings),
+            "title": study.title,
+            "paper": study.paper,
+            "source": str(study.source) if study.source else None,
+            "sessions": [*before, self._session],
+        }
+        self.save()
+
+    def save(self, every: float = 0.0) -> None:
+        """Bring seconds and finished runs up to date, unless that was less than ``every`` seconds ago."""
+        now = time.monotonic()
+        if every and now - self._saved < every:
+            return
+        self._saved = now
+        self._session.update(seconds=round(now - self._began, 3), finished=len(self._store))
+        self._store.write_text(FILE, json.dumps(self._content, indent=2) + "\n")
+
+
+def check_record(store: Store, study: Study, scale: str, settings: Settings) -> None:
+    """Refuse a directory that holds something else; writes nothing."""
+    held = read_record(store)
+    if held is None:
+        if len(store):
+            raise UserError(f"`out` is {str(store.out)!r}: it has rows but no {FILE}; choose another --out")
+        return
+    asked = _identity(study, scale, settings)
+    if held["study"] != asked["study"]:
+        raise UserError(
+            f"`out` is {str(store.out)!r}: it holds study {held['study']}; "
+            f"choose another --out for {study.name}"
+        )
+    if held.get("scale") != scale:
+        raise UserError(
+            f"`out` is {str(store.out)!r}: it holds {study.name} at scale {held.get('scale')}; "
+            f"choose another --out for scale {scale}"
+        )
+    was, now = held.get("settings") or {}, asked["settings"]
+    other = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    if other:
+        raise UserError(
+            f"`out` is {str(store.out)!r}: it holds {study.name} with {other[0]}={was.get(other[0])}, "
+            f"not {now.get(other[0])}; choose another --out or the same settings"
+        )
+
+
+def _identity(study: Study, scale: str, settings: Settings) -> dict[str, Any]:
+    return {"study": study.name, "scale": scale, "settings": canonical(settings)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

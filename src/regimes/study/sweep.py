@@ -1,0 +1,235 @@
+"""Which runs a study wants: grids, and refinement that depends on what the store holds.
+
+A sweep is a function from the table of finished rows to all the runs that are wanted; it is asked again until
+nothing new is wanted. A grid is the constant case. A sweep must depend on the rows of its own runs only,
+never on what happens to be finished: the answer is then the same however often the study was interrupted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from regimes.core.error import UserError
+from regimes.study.run import Run
+
+__all__ = ["Search", "Sweep", "bisection", "combine", "grid"]
+
+Sweep = Callable[[pd.DataFrame], Sequence[Run]]
+
+
+def grid(run: type[Run], **axes: Any) -> Sweep:
+    """All combinations of the values of the axes; the first axis varies slowest, equal runs are kept once.
+
+    Args:
+        run: the class to build.
+        axes: field -> a value, or several in a list, tuple or other iterable. A text is one value.
+
+    >>> class Walk(Run):
+    ...     steps: int
+    ...     seed: int = 0
+    ...     @classmethod
+    ...     def perform(cls, runs, data, tick):
+    ...         yield from ()
+    >>> [(run.steps, run.seed) for run in grid(Walk, steps=[4, 8], seed=range(2))(pd.DataFrame())]
+    [(4, 0), (4, 1), (8, 0), (8, 1)]
+    """
+    runs = _unique(run(**values) for values in _product(run, axes))
+    return lambda frame: runs
+
+
+def combine(*sweeps: Sweep) -> Sweep:
+    """All runs of several sweeps, in their order, equal ones kept once."""
+    return lambda frame: _unique(wanted for sweep in sweeps for wanted in sweep(frame))
+
+
+def bisection(
+    run: type[Run],
+    *,
+    axis: str,
+    column: str,
+    level: float,
+    start: Sequence[float],
+    factor: float = 1.5,
+    reach: float = 1e3,
+    seed: Sequence[int] = (0,),
+    usable: Sequence[str] = ("finished",),
+    **axes: Any,
+) -> Sweep:
+    """Find where the mean over seeds of a measured column crosses a level, along a log-spaced axis.
+
+    For each combination of ``axes`` (a group) the first bracket in ``start`` is halved in the logarithm of
+    the axis until ``high / low <= factor``. A group that ``start`` does not bracket is continued in the
+    direction in which the column comes closer to the level (in both where it does not tell), by steps of at
+    most a factor 10.
+
+    The values tried depend only on the rows of the runs at values tried before, so an interrupted search
+    continues exactly where it was.
+
+    Args:
+        run: the class to build.
+        axis: positive field of ``run`` that is searched.
+        column: measured column; of each run the last row counts.
+        level: where to find the column's mean over seeds.
+        start: values of the axis to begin with, at least two.
+        factor: ratio of the bracket's ends at which the search ends.
+        reach: how far outside ``start`` to look, as a factor.
+        seed: seeds to average over. A seed whose last row is nan or not of a ``usable`` status is left out of
+            the mean; a value of the axis where no seed is left brackets nothing and is stepped around.
+        usable: values of the column ``status`` that count, where there is such a column.
+        axes: field -> a value or several, as in ``grid``.
+    """
+    search = Search(axis, column, level, _checked(start, factor, reach), factor, reach, tuple(usable))
+    groups = _product(run, axes)
+    seeds = tuple(seed)
+    if not seeds:
+        raise UserError("`seed` is empty: expected at least one")
+
+    def members(group: Mapping[str, Any], value: float) -> list[Run]:
+        return [run(**group, **{axis: value}, seed=number) for number in seeds]
+
+    for group in groups:
+        members(group, search.start[0])  # a mistake in the declaration shows now, not after the grid has run
+
+    def sweep(frame: pd.DataFrame) -> Sequence[Run]:
+        last = search.last(frame)
+        return _unique(
+            wanted
+            for group in groups
+            for value in search.path(lambda value, group=group: search.mean(last, members(group, value)))
+            for wanted in members(group, value)
+        )
+
+    return sweep
+
+
+@dataclass(frozen=True)
+class Search:
+    """The rule of ``bisection`` for one group: from values of the axis already tried to the next one."""
+
+    axis: str
+    column: str
+    level: float
+    start: tuple[float, ...]
+    factor: float
+    reach: float
+    usable: tuple[str, ...]
+
+    def last(self, frame: pd.DataFrame) -> dict[str, float]:
+        """Key -> the column in the last row of the run, nan if it is not usable."""
+        if not len(frame):
+            return {}
+        if self.column not in frame.columns:
+            raise UserError(
+                f"`column` is {self.column!r}: the rows have {', '.join(map(str, frame.columns))}"
+            )
+        rows = frame.drop_duplicates("key", keep="last")
+        values = rows[self.column].astype(float)
+        if "status" in rows.columns:
+            values = values.where(rows["status"].isin(self.usable))
+        return dict(zip(rows["key"], values, strict=True))
+
+    def mean(self, last: Mapping[str, float], runs: Sequence[Run]) -> float | None:
+        """Mean over the usable members, nan without any; None as long as one of them is not finished."""
+        if any(run.key not in last for run in runs):
+            return None
+        values = [last[run.key] for run in runs if math.isfinite(last[run.key])]
+        return math.fsum(values) / len(values) if values else math.nan
+
+    def path(self, value_at: Callable[[float], float | None]) -> list[float]:
+        """The values of the axis to be tried, ending with the ones whose result is not known yet."""
+        tried = list(self.start)
+        known = {place: value_at(place) for place in tried}
+        while all(value is not None for value in known.values()):
+            fresh = [
+                place
+                for place in self.next({p: v for p, v in known.items() if v is not None})
+                if place not in known
+            ]
+            if not fresh:
+                break
+            tried += fresh
+            known.update((place, value_at(place)) for place in fresh)
+        return tried
+
+    def next(self, known: Mapping[float, float]) -> list[float]:
+        """The next values to try; none once the bracket is narrow, or if nothing within reach brackets."""
+        places = sorted(place for place, value in known.items() if not math.isnan(value))
+        for low, high in itertools.pairwise(places):
+            if (known[low] >= self.level) != (known[high] >= self.level):
+                return self._between(low, high, known)
+        if not places:
+            return []
+        near_low, near_high = (abs(known[places[i]] - self.level) for i in (0, -1))
+        down = self._beyond(places[0], False, known) if near_low <= near_high else []
+        up = self._beyond(places[-1], True, known) if near_high <= near_low else []
+        return down + up
+
+    def _between(self, low: float, high: float, known: Mapping[float, float]) -> list[float]:
+        if high / low <= self.factor:
+            return []
+        # the middle first; off the middle where the run there gave no number
+        for share in (0.5, 0.35, 0.65):
+            place = _rounded(low * (high / low) ** share)
+            if place not in known:
+                return [place]
+        return []
+
+    def _beyond(self, edge: float, up: bool, known: Mapping[float, float]) -> list[float]:
+        """A step outward from the outermost number, or to between it and a place without a number."""
+        step = min(self.start[-1] / self.start[0], 10.0)
+        place = (
+            min(edge * step, self.start[-1] * self.reach)
+            if up
+            else max(edge / step, self.start[0] / self.reach)
+        )
+        place = _rounded(place)
+        if (place <= edge) if up else (place >= edge):
+            return []
+        walls = [
+            p for p, v in known.items() if math.isnan(v) and (edge < p <= place if up else place <= p < edge)
+        ]
+        if not walls:
+            return [place]
+        return self._between(edge, min(walls), known) if up else self._between(max(walls), edge, known)
+
+
+def _checked(start: Sequence[float], factor: float, reach: float) -> tuple[float, ...]:
+    values = tuple(sorted({float(value) for value in start}))
+    if len(values) < 2 or values[0] <= 0 or not math.isfinite(values[-1]):
+        raise UserError(f"`start` is {list(start)}: expected at least two different positive numbers")
+    if not factor >= 1.001:
+        raise UserError(f"`factor` is {factor}: expected at least 1.001 (values are rounded to six digits)")
+    if not reach >= 1:
+        raise UserError(f"`reach` is {reach}: expected at least 1")
+    return values
+
+
+def _rounded(value: float) -> float:
+    """Six digits: the same key on machines whose power function differs in the last bit."""
+    return float(f"{value:.6g}")
+
+
+def _product(run: type[Run], axes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All combinations of the values of the axes, the first one varying slowest."""
+    values = {name: _values(given) for name, given in axes.items()}
+    for name, several in values.items():
+        if not several:
+            raise UserError(f"axis `{name}` of {run.__name__} is empty: expected at least one value")
+    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+
+
+def _values(values: Any) -> tuple[Any, ...]:
+    """The values of an axis: a text or a number is one value."""
+    if isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping):
+        return tuple(values)
+    return (values,)
+
+
+def _unique(runs: Iterable[Run]) -> tuple[Run, ...]:
+    return tuple({run.key: run for run in runs}.values())

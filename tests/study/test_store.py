@@ -1,0 +1,230 @@
+"""What is stored is read back; what does not belong is set aside; a full or forbidden disk is one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from regimes.core.error import UserError
+from regimes.study.store import Store
+from tests.study.toy import Fragile, Toy
+
+RUNS = [
+    Toy(width=width, seed=seed) for width in (1, 2) for seed in range(3)
+]  # outputs: a list for width 1, null for 2
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    found = Store(tmp_path / "out", (Toy,))
+    for run in RUNS:
+        found.put(run, run.rows(0.5))
+    return found
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def test_pandas_reads_all_rows_with_the_declared_types(store: Store) -> None:
+    frame = pd.read_parquet(str(store.out) + "/rows")
+    pd.testing.assert_frame_equal(frame, store.frame())
+    assert set(frame["key"]) == {run.key for run in RUNS} == store.finished()
+    assert len(frame) == 2 * len(RUNS) == 2 * len(store)
+    assert {str(frame[name].dtype) for name in ("width", "step", "seed")} == {"int64"}
+    assert {str(frame[name].dtype) for name in ("x", "value", "gap")} == {"float64"}
+    last = frame.drop_duplicates("key", keep="last").set_index("key")
+    for run in RUNS:
+        expected = run.rows(0.5)[1]
+        assert last.loc[run.key, "value"] == expected["value"]
+        outputs = last.loc[run.key, "outputs"]
+        assert (None if outputs is None else np.asarray(outputs).tolist()) == expected["outputs"]
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_types_do_not_depend_on_which_run_comes_first(tmp_path: Path, width: int) -> None:
+    alone = Store(tmp_path, (Toy,))
+    alone.put(Toy(width=width), Toy(width=width).rows(0.5))
+    assert pq.read_schema(next((tmp_path / "rows").iterdir())).equals(alone.schema)
+    assert str(alone.frame()["gap"].dtype) == "float64"
+
+
+def test_an_empty_store_has_the_columns_of_a_full_one(tmp_path: Path, store: Store) -> None:
+    pd.testing.assert_series_equal(Store(tmp_path / "new", (Toy,)).frame().dtypes, store.frame().dtypes)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_report_reads_without_knowing_the_classes(store: Store) -> None:
+    pd.testing.assert_frame_equal(Store(store.out).frame(), store.frame())
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[40] ^= 0xFF  # within the first page, which its checksum guards
+    path.write_bytes(content)
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def swapped(path: Path) -> None:
+    path.write_bytes((path.parent / f"{RUNS[1].key}.parquet").read_bytes())
+
+
+def plain(path: Path) -> None:
+    pd.DataFrame({"key": [path.stem]}).to_parquet(path)
+
+
+def edited(path: Path) -> None:
+    table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
+    metadata = {**table.schema.metadata, b"run": Toy(width=9).canonical.encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def of_other_class(path: Path) -> None:
+    other = Store(path.parents[2] / "other", (Fragile,))
+    other.put(Fragile(number=1), [{"value": 1.0}])
+    (other.rows / f"{Fragile(number=1).key}.parquet").rename(
+        path.with_name(f"{Fragile(number=1).key}.parquet")
+    )
+    path.unlink()
+
+
+def with_other_columns(path: Path) -> None:
+    table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
+    pq.write_table(table.drop_columns(["gap"]), path)
+
+
+def is_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (torn, "torn"),
+        (flipped, "torn"),
+        (emptied, "torn"),
+        (is_folder, "torn"),
+        (swapped, "of another key"),
+        (plain, "not written by a study"),
+        (edited, "other run or version"),
+        (of_other_class, "another study"),
+        (with_other_columns, "other columns"),
+    ],
+)
+def test_what_is_not_a_file_of_the_study_is_set_aside(store: Store, spoil: object, words: str) -> None:
+    victim = RUNS[0]
+    assert callable(spoil)
+    spoil(store.rows / f"{victim.key}.parquet")
+    with pytest.warns(UserWarning, match=words):
+        moved = store.tidy()
+    assert [path.parent for path in moved] == [store.aside]
+    assert store.finished() == {run.key for run in RUNS} - {victim.key}
+    assert victim not in store
+    store.put(victim, victim.rows(0.5))
+    assert len(pd.read_parquet(str(store.out) + "/rows")) == 2 * len(RUNS)
+    assert store.tidy() == []
+
+
+def test_things_aside_are_never_overwritten(store: Store) -> None:
+    for _ in range(3):
+        (store.rows / "notes.txt").write_text("mine")
+        with pytest.warns(UserWarning, match="no file of rows"):
+            store.tidy()
+    assert sorted(path.name for path in store.aside.iterdir()) == ["notes.txt", "notes.txt.1", "notes.txt.2"]
+
+
+def test_rows_of_an_earlier_version_are_done_again(store: Store) -> None:
+    newer = type("Toy", (Toy,), {"version": 2, "__module__": __name__})
+    with pytest.warns(UserWarning, match="other run or version"):
+        assert len(Store(store.out, (newer,)).tidy()) == len(RUNS)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (
+            errno.ENOSPC,
+            "no space left .* the 6 finished runs there are safe; free some space and give the same command",
+        ),
+        (errno.EDQUOT, "quota exceeded.* 6 finished runs .*; free some space"),
+        (errno.EROFS, "read-only .* 6 finished runs .* choose another --out"),
+        (errno.EIO, "input/output error.* 6 finished runs"),
+    ],
+)
+def test_a_failing_disk_is_one_line_and_leaves_nothing_behind(
+    store: Store, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    before = names(store.out)
+    monkeypatch.setattr(os, "fsync", fail)
+    new = Toy(width=5)
+    with pytest.raises(UserError, match=words) as caught:
+        store.put(new, new.rows(0.5))
+    assert "\n" not in str(caught.value)
+    assert names(store.out) == before
+    assert new not in store
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with (
+        pytest.raises(UserError, match=r"`out` is .*permission denied.*nothing was lost.*--out"),
+        Store(tmp_path / "a").lock(),
+    ):
+        pass
+
+
+def test_a_file_in_the_way_of_the_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match=r"`out` is .*file exists"), Store(tmp_path / "out").lock():
+        pass
+
+
+def test_one_process_at_a_time(store: Store) -> None:
+    code = "import sys\nfrom regimes.study import Store\nwith Store(sys.argv[1]).lock(): print('in')"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, str(store.out)]
+    with store.lock():
+        other = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert f"another process (id {os.getpid()}) works there" in other.stderr
+    assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == "in\n"
+
+
+def test_what_was_half_written_is_removed(store: Store) -> None:
+    (store.out / ".abc.parquet.123.partial").write_bytes(b"half")
+    with store.lock():
+        store.tidy()
+        assert not list(store.out.glob("*.partial"))
+
+
+def test_files_of_the_report_are_written_whole(store: Store) -> None:
+    assert store.write_text("figures/a.svg", "α").read_text(encoding="utf-8") == "α"
+    assert store.write_bytes("figures/a.svg", b"b").read_bytes() == b"b"
+    assert names(store.out / "figures") == {"a.svg"}
+
+
+def test_a_run_without_rows_is_refused(store: Store) -> None:
+    with pytest.raises(UserError, match="without rows"):
+        store.put(Toy(width=7), [])
