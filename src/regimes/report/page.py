@@ -1,0 +1,283 @@
+"""Claims, figures and provenance on one self-contained HTML page: nothing is fetched, nothing is run."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from regimes.core.error import UserError
+from regimes.report.claim import VERDICTS, Claims, dumps, verdicts
+from regimes.report.provenance import counts, facts, load
+from regimes.report.style import as_bytes
+from regimes.report.table import read
+
+__all__ = ["Described", "Shown", "build", "draw", "render", "save"]
+
+Draw = Callable[[pd.DataFrame], Figure]
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+TOLD = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?"}
+
+
+class Described(Protocol):
+    """What the page asks of a study."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def paper(self) -> str: ...
+    @property
+    def claims(self) -> Claims: ...
+    @property
+    def figures(self) -> Sequence[Any]: ...
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure on the page, or the reason why it is not there.
+
+    Arguments:
+        name: of its files.
+        title: its heading.
+        caption: what is to be seen.
+        svg: the figure; empty if it could not be drawn.
+        png: the same as pixels.
+        note: the reason if it could not be drawn.
+        size: width and height in CSS pixels.
+    """
+
+    name: str
+    title: str
+    caption: str
+    svg: bytes = b""
+    png: bytes = b""
+    note: str = ""
+    size: tuple[int, int] = (0, 0)
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs the whole width of the page: more than one panel across."""
+        return self.size[0] > 450
+
+    @property
+    def source(self) -> str:
+        """The SVG as a data address: an image of its own, whose identifiers cannot clash with another's."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
+
+
+def save(path: Path | str, content: bytes) -> None:
+    """Write a file whole or not at all: to a neighbour first, then in its place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def draw(entry: tuple[str, str, Draw, str], frame: pd.DataFrame) -> Shown:
+    """One figure of a study, ``(name, title, function, caption)``; rows that do not suffice become a note."""
+    name, title, function, caption = entry
+    try:
+        if frame.empty:
+            raise UserError("no run is finished yet")
+        figure = function(frame)
+        svg = as_bytes(figure, "svg", name)
+        figure.set_layout_engine("none")  # the places are found; finding them again takes as long as drawing
+        png = as_bytes(figure, "png")
+        width, height = (round(96 * inches) for inches in figure.get_size_inches())
+        return Shown(name, title, caption, svg, png, size=(width, height))
+    except KeyError as error:
+        return Shown(name, title, caption, note=f"the rows have no column {error}")
+    except ValueError as error:  # UserError is one; so is what numpy says of too few numbers
+        return Shown(name, title, caption, note=str(error))
+
+
+def build(
+    store: Path | str,
+    study: Described,
+    frame: pd.DataFrame | None = None,
+    write: Callable[[Path, bytes], object] = save,
+) -> list[dict[str, Any]]:
+    """Judge the claims, draw the figures and write the page of a study from the rows of its store.
+
+    Writes ``claims.json``, ``figures/NAME.svg`` and ``.png``, and ``report.html``, each whole or not at all.
+    A figure that cannot be drawn from the rows there are is a note on the page, and its former files are
+    removed.
+
+    Arguments:
+        store: the folder ``OUT`` with ``rows/*.parquet`` and ``study.json``; both may be missing.
+        study: has ``name``, ``title``, ``paper``, ``claims`` (of :class:`regimes.report.claim.Claim`) and
+            ``figures``, tuples ``(name, title, function, caption)`` with ``function(rows) -> Figure``.
+        frame: the rows, if they are at hand.
+        write: called as ``write(path, bytes)`` for each file.
+
+    Returns:
+        the verdicts, as in ``claims.json``.
+
+    Raises:
+        UserError: if ``store`` is not a folder.
+    """
+    out = Path(store)
+    if not out.is_dir():
+        raise UserError(f"`store` is {str(out)!r}: expected a folder that `regimes run` has made")
+    torn: list[str] = []
+    if frame is None:
+        frame, torn = read(out / "rows")
+    found = verdicts(study.claims, frame)
+    shown = [draw(entry, frame) for entry in study.figures]
+    write(out / "claims.json", dumps(found).encode())
+    for one in shown:
+        for kind, content in (("svg", one.svg), ("png", one.png)):
+            path = out / "figures" / f"{one.name}.{kind}"
+            if content:
+                write(path, content)
+            else:
+                path.unlink(missing_ok=True)
+    record, broken = load(out / "study.json")
+    notes = [f"{name} could not be read and was left out" for name in (*torn, *broken)]
+    write(out / "report.html", render(study, found, shown, frame, record, notes).encode())
+    return found
+
+
+def render(
+    study: Described,
+    found: Sequence[Mapping[str, Any]],
+    shown: Sequence[Shown],
+    frame: pd.DataFrame,
+    record: Mapping[str, Any],
+    notes: Sequence[str] = (),
+) -> str:
+    """The page as text: no script, no address outside itself.
+
+    Arguments:
+        study: its ``name``, ``title`` and ``paper``.
+        found: the verdicts.
+        shown: the figures.
+        frame: the rows, for the counts.
+        record: what the study wrote about itself; see :func:`regimes.report.provenance.facts`.
+        notes: what the reader must know about the rows.
+    """
+    import jinja2
+
+    room = jinja2.Environment(
+        loader=jinja2.PackageLoader("regimes.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    room.filters |= {"short": short, "prose": prose, "measured": measured}
+    return room.get_template("report.html.j2").render(
+        study={"name": study.name, "title": study.title, "paper": study.paper},
+        claims=[{**one, "mark": TOLD[one["verdict"]], "strip": strip(one)} for one in found],
+        headline=headline(found),
+        figures=shown,
+        counts=counts(frame),
+        facts=facts(record),
+        notes=notes,
+    )
+
+
+def headline(found: Sequence[Mapping[str, Any]]) -> str:
+    """The verdicts in a sentence.
+
+    >>> headline([{"verdict": "reproduced"}, {"verdict": "inconclusive"}])
+    '1 of 2 claims reproduced, 1 inconclusive.'
+    """
+    if not found:
+        return "This study makes no claims."
+    tally = Counter(one["verdict"] for one in found)
+    words = [f"{tally['reproduced']} of {len(found)} claims reproduced"]
+    words += [f"{tally[word]} {word}" for word in VERDICTS[1:] if tally[word]]
+    return ", ".join(words) + "."
+
+
+def measured(one: Mapping[str, Any]) -> tuple[str, str]:
+    """The value and its interval with equal decimals: two digits of the half-width.
+
+    >>> measured({"value": -0.5043, "low": -0.5591, "high": -0.4494})
+    ('−0.504', '[−0.559, −0.449]')
+    >>> measured({"value": 12.5, "low": None, "high": None})
+    ('12.5', 'no interval')
+    """
+    value, low, high = one["value"], one["low"], one["high"]
+    if low is None or high is None:
+        return short(value), "no interval"
+    size = max(abs(value), abs(low), abs(high))
+    if size and not 1e-3 <= size < 1e5:
+        return scientific(value), f"[{scientific(low)}, {scientific(high)}]"
+    half = (high - low) / 2
+    decimals = min(max(1 - math.floor(math.log10(half)), 0), 5) if half > 0 else 3
+    texts = [f"{end:.{decimals}f}".replace("-", "−") for end in (value, low, high)]
+    return texts[0], f"[{texts[1]}, {texts[2]}]"
+
+
+def scientific(value: float) -> str:
+    """Three digits and a power of ten.
+
+    >>> scientific(-12345.0)
+    '−1.23 × 10⁴'
+    """
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return mantissa.replace("-", "−") + " × 10" + str(int(exponent)).translate(RAISED)
+
+
+def prose(text: str) -> str:
+    """A message as HTML: what stands between backticks is code, a full stop at the end.
+
+    >>> str(prose("`frame` is < 3"))
+    '<code>frame</code> is &lt; 3.'
+    """
+    import markupsafe
+
+    parts = [str(markupsafe.escape(part)) for part in text.rstrip(".").split("`")]
+    joined = "".join(
+        f"<code>{part}</code>" if i % 2 and i < len(parts) - 1 else part for i, part in enumerate(parts)
+    )
+    return markupsafe.Markup(joined + ".")  # every part is escaped above
+
+
+def short(value: float | str | None) -> str:
+    """A number as it was written down, words as they are.
+
+    >>> short(-0.5), short("curves coincide")
+    ('−0.5', 'curves coincide')
+    """
+    return value if isinstance(value, str) else "–" if value is None else f"{value:.4g}".replace("-", "−")
+
+
+def strip(one: Mapping[str, Any]) -> dict[str, float] | None:
+    """Where the range, the interval and the value lie on a strip from 0 to 100; None without an interval."""
+    value, low, high = one["value"], one["low"], one["high"]
+    if value is None or low is None or high is None:
+        return None
+    first, last = one["range"]
+    there = [end for end in (value, low, high, first, last) if end is not None]
+    left, right = min(there), max(there)
+    margin = 0.12 * (right - left) or 1.0
+    left, right = left - margin, right + margin
+
+    def place(at: float | None, otherwise: float) -> float:
+        return otherwise if at is None else round(100 * (at - left) / (right - left), 2)
+
+    ends = {"low": place(low, 0), "high": place(high, 100), "value": place(value, 50)}
+    return ends | {"first": place(first, 0), "last": place(last, 100)}

@@ -1,0 +1,102 @@
+"""A made-up study with claims of every verdict and figures of every kind, built into a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from regimes.core.error import UserError
+from regimes.report import figure, fit, page, table
+from regimes.report.claim import Claim, Estimate
+from tests.report import synthetic
+
+RECORD = {
+    "study": "made-up",
+    "scale": "quick",
+    "settings": {"widths": [16, 64], "seeds": 3},
+    "source": None,
+    "sessions": [
+        {
+            "started": "2025-01-01T12:00:00+00:00",
+            "seconds": 60.0 * (i + 1),
+            "finished": 48,
+            "command": "regimes run made-up --out out",
+            "on": "here",
+            "machine": {"system": "Linux", "cores": 2},
+            "versions": {"regimes": "0.1.0", "torch": "2.6.0"},
+        }
+        for i in range(2)
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    name: str
+    title: str
+    paper: str
+    claims: tuple[Claim, ...]
+    figures: tuple[Any, ...]
+
+
+def slope(frame: pd.DataFrame) -> Estimate:
+    rows = table.tidy(frame)
+    return fit.power_law(rows["x"], rows["dK"], (1e3, 1e6), groups=rows["network"]).estimate()
+
+
+def missing(frame: pd.DataFrame) -> Estimate:
+    raise UserError("`frame` has no rows of a <CNN>: run them")
+
+
+def undrawn(frame: pd.DataFrame) -> None:
+    missing(frame)
+
+
+def claim(name: str, allowed: tuple[float | None, float | None], statistic: Callable[..., Estimate]) -> Claim:
+    return Claim(
+        name,
+        "made up",
+        f"The drift falls with a known exponent & more ({name}).",
+        -1.0,
+        "theorem",
+        allowed,
+        statistic,
+    )
+
+
+STUDY = Study(
+    "made-up",
+    "A study that was made up",
+    "Nobody: Nothing, 2025 <i>",
+    (
+        claim("A1", (-1.1, -0.9), slope),
+        claim("A2", (None, -2.0), slope),
+        claim("A3", (0.0, None), missing),
+        claim("A4", (-1.1, -0.9), slope),
+    ),
+    (
+        ("kernel_change", "Kernel drift", figure.kernel_change, "One curve for all widths."),
+        ("phase_diagram", "Phase diagram", figure.phase_diagram, "Two regions & a line."),
+        ("gap", "Gap", undrawn, "Not measured."),
+    ),
+)
+
+
+def rows(panels: int = 2) -> pd.DataFrame:
+    grid = (-2, -1, 0, 1, 2, 3, 4, 5)
+    parts = [synthetic.study((16, 64), grid, outputs=False, depth=2 + i) for i in range(panels)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def built(out: Path, panels: int = 2) -> list[dict[str, Any]]:
+    """Write the rows and the record as a study would, then build the page."""
+    (out / "rows").mkdir(parents=True)
+    for key, part in rows(panels).groupby("key"):
+        part.to_parquet(out / "rows" / f"{key}.parquet")
+    (out / "study.json").write_text(json.dumps(RECORD))
+    return page.build(out, STUDY)
