@@ -1,0 +1,117 @@
+"""How Sphinx builds these pages: `make docs`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+
+import regimes
+
+project = "regimes"
+author = "regimes developers"
+copyright = f"2026, {author}"
+release = regimes.__version__
+version = release
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+
+html_theme = "pydata_sphinx_theme"
+html_title = "regimes"
+html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
+html_show_sourcelink = False
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+
+class Public(Directive):
+    """``.. public:: regimes.control``: every name in the module's ``__all__``, wherever it is defined."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        module = importlib.import_module(self.arguments[0])
+        lines = [
+            f".. py:module:: {module.__name__}",
+            "",
+            *inspect.cleandoc(module.__doc__ or "").splitlines(),
+            "",
+        ]
+        for name in getattr(module, "__all__", ()):
+            lines += [*entry(module, name), ""]
+        node = nodes.container()
+        self.state.nested_parse(StringList(lines, source=module.__name__), self.content_offset, node)
+        return node.children
+
+
+def entry(module: ModuleType, name: str) -> list[str]:
+    """The lines that document one public name; a public file is documented whole."""
+    value = getattr(module, name)
+    if inspect.ismodule(value):
+        return [f".. rubric:: {name}", "", f".. automodule:: {value.__name__}", "   :members:"]
+    if inspect.isclass(value):
+        return [f".. autoclass:: {module.__name__}.{name}", "   :members:"]
+    if inspect.isroutine(value):
+        return [f".. autofunction:: {module.__name__}.{name}"]
+    return [f".. py:data:: {module.__name__}.{name}", "", *(f"   {line}" for line in comment(module, name))]
+
+
+def comment(module: ModuleType, name: str) -> list[str]:
+    """The docstring under a constant, in whichever file of the folder defines it."""
+    files = [module.__name__]
+    if hasattr(module, "__path__"):
+        files += [file.name for file in pkgutil.walk_packages(module.__path__, f"{module.__name__}.")]
+    for file in files:
+        analyzer = ModuleAnalyzer.for_module(file)
+        analyzer.analyze()
+        if ("", name) in analyzer.attr_docs:
+            return analyzer.attr_docs["", name]
+    return []
+
+
+class Gallery(Directive):
+    """Every figure in ``docs/gallery``, the vector file where there is one; empty while there is none."""
+
+    def run(self) -> list[nodes.Node]:
+        found = sorted(Path(__file__).parent.glob("gallery/*.png")) + sorted(
+            Path(__file__).parent.glob("gallery/*.svg")
+        )
+        chosen = {path.stem: path for path in found}
+        if not chosen:
+            return [nodes.paragraph(text="No figure has been added yet.")]
+        return [self._figure(chosen[stem]) for stem in sorted(chosen)]
+
+    def _figure(self, path: Path) -> nodes.figure:
+        title = path.stem.replace("-", " ").replace("_", " ")
+        image = nodes.image(uri=f"gallery/{path.name}", alt=title)
+        return nodes.figure("", image, nodes.caption(text=title))
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("gallery", Gallery)
+    app.add_directive("public", Public)

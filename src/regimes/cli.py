@@ -1,0 +1,253 @@
+"""The command line: parse, then call one function. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+import regimes
+from regimes.core.error import UserError
+from regimes.papers.catalog import CATALOG, SCALES, find_study, stored_study
+
+__all__ = ["app", "main"]
+
+MISTAKE = 2
+INTERRUPTED = 130
+COLOURS = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
+
+
+class Commands(TyperGroup):
+    """Turns a mistake of the user into one line and exit code 2, Ctrl-C into one line and exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(MISTAKE) from None
+        except KeyboardInterrupt as error:
+            typer.echo(str(error) or "interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory that `regimes run` wrote.")]
+StudyName = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A name of `regimes list`, or a file that defines STUDY.")
+]
+ScaleName = Annotated[str | None, typer.Option(help="How large: quick (the default), small or paper.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Data sets; without it REGIMES_DATA, or ~/.cache/regimes.",
+    ),
+]
+Results = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Results, to be continued; without it runs/STUDY-SCALE.")
+]
+On = Annotated[
+    str, typer.Option(metavar="here|pool[:N]", help="In this process, or in N; without N one per core.")
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the tensors are.")]
+Seeds = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Seeds per point, if not as many as the scale has.")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change an option of the study.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and end.")]
+
+
+def version(wanted: bool) -> bool:
+    """Print the version and end, if that is wanted."""
+    if wanted:
+        typer.echo(f"regimes {regimes.__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def common(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=version, is_eager=True)
+    ] = False,
+) -> None:
+    """Training regimes of neural networks: run the studies, read their claims."""
+
+
+@app.command("list")
+def list_studies() -> None:
+    """Show the studies, what they claim, what each scale costs."""
+    for study in CATALOG.values():
+        costs = ", ".join(f"{scale}: {cost}" for scale, cost in zip(SCALES, study.cost, strict=True))
+        name = typer.style(study.name, bold=True)
+        typer.echo(f"{name} ({study.status})\n  {study.title}\n  {study.paper}")
+        typer.echo(f"  claims: {', '.join(study.claims)}\n  {costs}\n")
+    typer.echo("Run one: regimes run STUDY, or a study of your own: regimes run FILE.py")
+
+
+@app.command()
+def run(
+    study: StudyName,
+    scale: ScaleName = None,
+    data: Data = None,
+    out: Results = None,
+    on: On = "pool",
+    device: Device = None,
+    seeds: Seeds = None,
+    settings: Sets = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a study, or what is left of it, and build its report. The same command continues it."""
+    from regimes.report import page
+    from regimes.study import forecast_study, parse_settings, run_study
+
+    chosen: dict[str, Any] = {**parse_settings(settings or [])}
+    for name, value in {"device": device, "seeds": seeds}.items():
+        if value is not None:
+            if name in chosen:
+                raise UserError(f"`--{name}` and `--set {name}=` are both given: keep one")
+            chosen[name] = value
+    check_device(chosen.get("device"))
+    found = find_study(study)
+    size = scale or next(iter(found.scales))
+    found.scale(size)
+    place = out or Path("runs") / f"{found.name}-{size}"
+    if dry_run:
+        typer.echo(
+            f"{found.name} ({size}) in {place}: {forecast_study(found, size, place, settings=chosen, on=on)}"
+        )
+        return
+    result = run_study(found, size, place, data=data, settings=chosen, on=on)
+    typer.echo(f"{result}\n{page.headline(page.build(place, found))} Report: {place / 'report.html'}")
+    raise typer.Exit(1 if result.failures else 0)
+
+
+@app.command()
+def claims(
+    out: Out,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a list of objects instead of a table.")
+    ] = False,
+) -> None:
+    """Show the verdict on each claim. Exit code 0 if all are reproduced, else 1."""
+    from regimes.report.claim import dumps, verdicts
+    from regimes.report.table import read
+
+    study = stored_study(out)
+    rows, torn = read(out / "rows")
+    for name in torn:
+        typer.echo(f"warning: {name} could not be read and was left out", err=True)
+    found = verdicts(study.claims, rows)
+    if as_json:
+        typer.echo(dumps(found), nl=False)
+    else:
+        from regimes.report.page import headline
+
+        typer.echo("\n".join([*lines_of(found), headline(found)]))
+    raise typer.Exit(0 if found and all(one["verdict"] == "reproduced" for one in found) else 1)
+
+
+@app.command()
+def report(out: Out) -> None:
+    """Build the figures, the claims and the page again from the stored rows."""
+    from regimes.report import page
+
+    study = stored_study(out)
+    typer.echo(f"{page.headline(page.build(out, study))} Report: {out / 'report.html'}")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set, such as fashion-mnist.")],
+    to: Annotated[
+        Path, typer.Option(metavar="DIR", help="The data directory it goes to.", show_default=False)
+    ],
+) -> None:
+    """Fetch a data set, with its checksums."""
+    from regimes import data
+
+    for path in data.fetch(name, to):
+        typer.echo(path)
+
+
+def check_device(device: str | None) -> None:
+    """Refuse "cuda" where there is none, before a hundred runs fail one by one."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                "`--device` is 'cuda', but PyTorch finds no CUDA device here; expected cpu or auto"
+            )
+
+
+def lines_of(verdicts: list[dict[str, Any]]) -> list[str]:
+    """The verdicts as a table for the terminal; under each line the sentence, and a note if there is one."""
+    cells = [("claim", "value", "interval", "range", "reference", "verdict")]
+    for one in verdicts:
+        ends = interval(one["low"], one["high"]), interval(*one["range"])
+        cells.append((one["id"], number(one["value"]), *ends, number(one["reference"]), one["verdict"]))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    lines = [typer.style(rows[0].rstrip(), bold=True)]
+    for one, row in zip(verdicts, rows[1:], strict=True):
+        lines += [typer.style(row.rstrip(), fg=COLOURS[one["verdict"]]), f"  {one['claim']}"]
+        lines += [f"  {one['note']}"] if one["note"] else []
+    return lines
+
+
+def number(value: float | str | None) -> str:
+    """Three significant digits, words as they are, a dash for nothing.
+
+    >>> number(0.12345), number("equal"), number(None)
+    ('0.123', 'equal', '-')
+    """
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.3g}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Both ends; an end that is missing is open.
+
+    >>> interval(-0.6, -0.4), interval(None, 0.3), interval(2, None), interval(None, None)
+    ('-0.6 to -0.4', 'at most 0.3', 'at least 2', '-')
+    """
+    if low is not None and high is not None:
+        return f"{number(low)} to {number(high)}"
+    return (
+        f"at least {number(low)}"
+        if low is not None
+        else f"at most {number(high)}"
+        if high is not None
+        else "-"
+    )
+
+
+def one_line(message: Warning | str, *_: Any) -> str:
+    """A warning as the user sees it: what it says, not where in the library it was said."""
+    return f"warning: {message}\n"
+
+
+def main() -> None:
+    """The console command ``regimes``."""
+    warnings.formatwarning = one_line
+    app(prog_name="regimes")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

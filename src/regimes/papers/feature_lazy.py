@@ -1,0 +1,285 @@
+r"""Geiger, Spigler, Jacot, Wyart: Disentangling feature and lazy training in deep neural networks (arXiv:1906.08034).
+
+The phase diagram of lazy and feature training in (alpha, width): fully connected networks, classes by parity, gradient
+flow until every margin is met. Everything is a function of x = sqrt(h) alpha: the kernel hardly moves for large x (lazy
+training), and moves by many times itself for small x (feature training); the crossover alpha* falls like h^-1/2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from regimes.papers import feature_lazy_claims as claims
+from regimes.report import figure
+from regimes.study import Option, Scale, Study, Sweep, bisection, combine, grid
+from regimes.study.flow import FlowRun
+
+__all__ = ["STUDY", "Panel"]
+
+# x = sqrt(h) alpha of the curves: the windows of the fits and the crossover between them.
+CURVE = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 3e3, 1e4, 3e4, 1e5)
+# x that stand for the regimes where ensembles are trained
+FEATURE, LAZY = 0.1, 1e4
+# where the search for dK = 1 begins, and the ratio of the bracket at which it ends
+CROSSOVER, FACTOR = (10.0, 100.0), 2.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One data set and depth: what is trained on it.
+
+    Attributes:
+        dataset: its name.
+        depth: L.
+        n: training points.
+        n_test: test points.
+        pca: principal components, or None for the images.
+        curve: widths whose whole curve in x is measured.
+        crossover: widths whose alpha* is searched.
+        ensemble: widths of which ``members`` seeds are trained in both regimes.
+        x: values of sqrt(h) alpha of the curves.
+    """
+
+    dataset: str
+    depth: int
+    n: int = 300
+    n_test: int = 4000
+    pca: int | None = 10
+    curve: tuple[int, ...] = (32, 64, 128)
+    crossover: tuple[int, ...] = (16, 32, 64, 128, 256)
+    ensemble: tuple[int, ...] = (16, 32, 64, 128, 256)
+    x: tuple[float, ...] = CURVE
+
+    def sweep(self, settings: Mapping[str, Any], laws: Sequence[str]) -> Sweep:
+        """All runs of the panel: the search for alpha* under each law; curves and ensembles under the first."""
+        searches = [self._search(settings, law, h) for law in laws for h in self._searched(law)]
+        seeds, members = range(settings["seeds"]), range(max(settings["seeds"], settings["members"]))
+        points = [(h, x, seeds) for h in self.curve for x in self.x]
+        points += [(h, x, members) for h in self.ensemble for x in (FEATURE, LAZY)]
+        common = self._common(settings, laws[0])
+        grids = [
+            grid(FlowRun, width=h, alpha=_alpha(x, h, laws[0]), seed=chosen, **common) for h, x, chosen in points
+        ]
+        return combine(*grids, *searches)
+
+    def _searched(self, law: str) -> list[int]:
+        """Widths whose alpha* is searched: the NTK law is that of the claims, the others need no wide ones."""
+        return [h for h in self.crossover if law == "ntk" or h <= 128]
+
+    def _search(self, settings: Mapping[str, Any], law: str, h: int) -> Sweep:
+        """alpha* of one width: more seeds for the narrow networks, whose kernels fluctuate more."""
+        most = max(settings["seeds"], settings["members"])
+        seeds = max(settings["seeds"], min(most, most * 32 // h)) if law == "ntk" else settings["seeds"]
+        return bisection(
+            FlowRun,
+            axis="alpha",
+            column="dK",
+            level=1.0,
+            start=[_alpha(x, h, law) for x in CROSSOVER],
+            factor=FACTOR,
+            seed=range(seeds),
+            width=h,
+            **self._common(settings, law),
+        )
+
+    def _common(self, settings: Mapping[str, Any], law: str) -> dict[str, Any]:
+        return {
+            "dataset": self.dataset,
+            "depth": self.depth,
+            "n": self.n,
+            "n_test": self.n_test,
+            "pca": self.pca,
+            "law": law,
+            "device": settings["device"],
+        }
+
+
+def _alpha(x: float, h: int, law: str) -> float:
+    """alpha in the convention of the law at sqrt(h) alpha = x in that of the paper (``control.width``)."""
+    return x if law in ("mean-field", "mup") else x / math.sqrt(h)
+
+
+# The exponents are those of the first panel; the others show that they do not hang on data set or depth.
+NARROW = (16, 32, 64, 128)
+SMALL = {
+    ("mnist", 2): Panel("mnist", 2),
+    ("mnist", 3): Panel("mnist", 3, n=256, curve=(32, 64), crossover=NARROW, ensemble=()),
+    ("fashion-mnist", 2): Panel(
+        "fashion-mnist", 2, n=256, pca=None, curve=(64,), crossover=NARROW, ensemble=()
+    ),
+    ("fashion-mnist", 3): Panel(
+        "fashion-mnist", 3, n=256, pca=None, curve=(32, 64), crossover=NARROW, ensemble=NARROW
+    ),
+}
+QUICK = Panel(
+    "digits",
+    2,
+    n=200,
+    n_test=1500,
+    curve=(32, 64),
+    crossover=NARROW,
+    ensemble=NARROW,
+    x=(0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 3e3, 1e4, 1e5),
+)
+HALF_DECADES = tuple(float(f"{10 ** (i / 2):.6g}") for i in range(-8, 15))
+PAPER = Panel(
+    "fashion-mnist",
+    3,
+    n=10_000,
+    n_test=50_000,
+    pca=None,
+    curve=(100, 300, 1000),
+    crossover=(30, 100, 300, 1000),
+    ensemble=(10, 30, 100, 300, 1000),
+    x=HALF_DECADES,
+)
+
+
+def _panels(size: str, datasets: Sequence[str], depths: Sequence[int]) -> list[Panel]:
+    """The panels of a scale; a data set or depth without one of its own takes the size of the first."""
+    named = SMALL if size == "small" else {}
+    base = {"quick": QUICK, "small": SMALL["fashion-mnist", 3], "paper": PAPER}[size]
+    return [
+        named.get((name, depth))
+        or replace(base, dataset=name, depth=depth, pca=10 if name in ("digits", "mnist") else None)
+        for name in datasets
+        for depth in depths
+    ]
+
+
+def _sweep(size: str, settings: Mapping[str, Any]) -> Sweep:
+    """The sweeps of all panels; the laws are compared on the first one."""
+    chosen, laws = _resolved(settings), settings["laws"]
+    first, *rest = _panels(size, chosen["datasets"], chosen["depths"])
+    return combine(first.sweep(chosen, laws), *(panel.sweep(chosen, laws[:1]) for panel in rest))
+
+
+Law = Literal["ntk", "standard", "mean-field", "mup"]
+Data = Literal["digits", "mnist", "fashion-mnist", "emnist", "cifar-10"]
+Count = Annotated[int, Field(ge=1)]
+
+def _ntk(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+    """The figure of the runs under the NTK law, in whose convention its axes are."""
+    return lambda frame: draw(frame[frame["law"] == "ntk"])
+
+
+STUDY = Study(
+    name="feature-lazy",
+    title="The phase diagram of lazy and feature training in scale and width",
+    paper="Geiger, Spigler, Jacot, Wyart: Disentangling feature and lazy training in deep neural networks. "
+    "J. Stat. Mech. 2020, arXiv:1906.08034",
+    runs=[FlowRun],
+    options={
+        "datasets": Option(tuple[Data, ...], ("digits",), "data sets, classes by parity"),
+        "depths": Option(tuple[Count, ...], (2,), "numbers of hidden layers"),
+        "laws": Option(tuple[Law, ...], ("ntk",), "laws of width; those after the first for alpha* on the first panel alone"),
+        "seeds": Option(Count, 3, "seeds of each point"),
+        "members": Option(Count, 12, "seeds of each ensemble"),
+        "device": Option(Literal["auto", "cpu", "cuda"], "auto", "where the tensors are"),
+    },
+    scales={
+        "quick": Scale(
+            lambda settings: _sweep("quick", settings),
+            "2 minutes on 2 cores",
+            "digits on 10 principal components, 200 training points, two hidden layers",
+        ),
+        "small": Scale(
+            lambda settings: _sweep("small", settings),
+            "30 minutes on 2 cores",
+            "MNIST on 10 principal components and Fashion-MNIST on pixels, two and three hidden layers, four laws",
+            {
+                "datasets": ("mnist", "fashion-mnist"),
+                "depths": (2, 3),
+                "laws": ("ntk", "standard", "mean-field", "mup"),
+            },
+        ),
+        "paper": Scale(
+            lambda settings: _sweep("paper", settings),
+            "days on one GPU; a cluster for all of it",
+            "Fashion-MNIST, 10000 training points, three hidden layers, widths to 1000",
+            {"datasets": ("fashion-mnist",), "depths": (3,), "seeds": 10, "members": 20},
+        ),
+    },
+    claims=claims.claims,
+    figures=(
+        (
+            "phase_diagram",
+            "The phase diagram",
+            _ntk(figure.phase_diagram),
+            "Relative change of the tangent kernel, dK, of every run in the plane of width and scale; the line is the "
+            "fitted crossover alpha*, where dK = 1.",
+        ),
+        (
+            "kernel_change",
+            "Change of the kernel",
+            _ntk(figure.kernel_change),
+            "dK = ||K(end) - K(0)|| / ||K(0)|| on test points: the widths fall on one curve in sqrt(h) alpha, with one "
+            "power law in each regime.",
+        ),
+        (
+            "weight_change",
+            "Change of the weights",
+            _ntk(figure.weight_change),
+            "sqrt(h) ||w - w0|| / ||w0||, in the same units.",
+        ),
+        (
+            "learning_time",
+            "Time to learn",
+            _ntk(figure.learning_time),
+            "t1, when the loss has halved: proportional to sqrt(h) alpha in the feature regime, constant in the lazy one.",
+        ),
+        (
+            "crossover",
+            "The crossover against width",
+            _ntk(figure.crossover),
+            "alpha* of each network, and the fitted power of the width.",
+        ),
+        (
+            "crossover_by_law",
+            "The crossover under other laws of width",
+            figure.crossover_by_law,
+            "alpha* of each law in its own convention: NTK and standard fall like h^-1/2, mean-field and muP stay. Drawn "
+            "where several laws were run.",
+        ),
+        (
+            "test_error",
+            "Test error",
+            _ntk(figure.test_error),
+            "Mean over seeds with its interval.",
+        ),
+        (
+            "fluctuation",
+            "Fluctuations along the curve",
+            _ntk(figure.fluctuation),
+            "h Var F over seeds, against sqrt(h) alpha.",
+        ),
+        (
+            "fluctuation_width",
+            "Fluctuations against width",
+            _ntk(figure.fluctuation_width),
+            "Var F over seeds falls like 1/h in both regimes.",
+        ),
+        (
+            "ensemble_error",
+            "Averaging over seeds",
+            _ntk(figure.ensemble_error),
+            "Test error of one network and of the average of an ensemble: the average does not depend on the width.",
+        ),
+    ),
+)
+
+
+def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the device decided."""
+    if settings["device"] != "auto":
+        return dict(settings)
+    import torch
+
+    return {**settings, "device": "cuda" if torch.cuda.is_available() else "cpu"}

@@ -1,0 +1,137 @@
+"""What Geiger et al. 2020 claim (R6 to R12), each with the range set before any run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from regimes.control.width import LAWS
+from regimes.core.error import UserError
+from regimes.report.claim import Claim
+from regimes.report.ensemble import ensemble_error, outputs
+from regimes.report.estimate import Estimate, jackknife
+from regimes.report.plane import curve_law, star_law, variance_law
+from regimes.report.table import ends, need, panels, tidy, transition
+
+__all__ = ["claims"]
+
+PAPER = "feature-lazy"
+FEATURE_WINDOW, LAZY_WINDOW = (0.01, 3.0), (3e3, 1e5)
+EARLY_WINDOW, LATE_WINDOW = (0.0, 0.3), (1e2, np.inf)
+Statistic = Callable[[pd.DataFrame], Estimate]
+
+
+def claims(frame: pd.DataFrame) -> list[Claim]:
+    """The claims that the rows can speak of: one set for each data set and depth, the crossover for each law."""
+    found: list[Claim] = []
+    for name, part in panels(frame) if len(frame) else []:
+        label = name.replace(", ", " ").replace(" = ", "=").replace(" ", "-")
+        depth = int(part["depth"].iloc[0])
+        for law in dict.fromkeys(part["law"]):
+            found.append(_crossover(label, name, part[part["law"] == law], law))
+        found += _of_panel(label, name, part[part["law"] == "ntk"], depth)
+    return found
+
+
+def _claim(
+    id: str, sentence: str, reference: float | str, origin: str, low: float | None, high: float | None, statistic: Statistic,
+    rows: pd.DataFrame,
+) -> Claim:  # fmt: skip
+    return Claim(id, PAPER, sentence, reference, origin, (low, high), lambda _frame: statistic(rows))
+
+
+def _crossover(label: str, name: str, rows: pd.DataFrame, law: str) -> Claim:
+    power = LAWS[law].alpha_star
+    origin = "paper text" if law == "ntk" else "derived from the paper"
+    suffix = "" if law == "ntk" else f"/{law}"
+    sentence = f"alpha* falls like h^{power:g}" if power else "alpha* does not depend on h"
+    return _claim(
+        f"R6{suffix}/{label}", f"{sentence} ({law} law; {name})", power, origin, power - 0.1, power + 0.1, _star, rows
+    )
+
+
+def _of_panel(label: str, name: str, rows: pd.DataFrame, depth: int) -> list[Claim]:
+    """R7 to R12 of one data set and depth; ensembles only where there are some."""
+    kernel = 1.3 if depth == 2 else 2 / (1 + 1 / depth)
+    weight = 0.34 if depth == 2 else 1 / (depth + 1)
+    text, code = "paper text", "authors' notebook"
+    x = "sqrt(h) alpha"
+    one = partial(_claim, rows=rows)
+    found = [
+        one(f"R7/{label}", f"dK ~ ({x})^-{kernel:.3g} in the feature regime ({name})", -kernel, text,
+            -kernel - 0.2, -kernel + 0.2, statistic=_slope("dK", FEATURE_WINDOW)),
+        one(f"R8/dK/{label}", f"dK ~ ({x})^-1 in the lazy regime ({name})", -1.0, text, -1.1, -0.9,
+            statistic=_slope("dK", LAZY_WINDOW)),
+        one(f"R8/dW/{label}", f"sqrt(h) dW ~ ({x})^-1 in the lazy regime ({name})", -1.0, text, -1.1, -0.9,
+            statistic=_slope("sqrt_h_dW", LAZY_WINDOW)),
+        one(f"R9/{label}", f"sqrt(h) dW ~ ({x})^-{weight:.3g} in the feature regime ({name})", -weight, text,
+            -weight - 0.1, -weight + 0.1, statistic=_slope("sqrt_h_dW", FEATURE_WINDOW)),
+        one(f"R10/feature/{label}", f"t1 ~ {x} in the feature regime ({name})", 1.0, text, 0.9, 1.1,
+            statistic=_slope("t1", EARLY_WINDOW)),
+        one(f"R10/lazy/{label}", f"t1 does not depend on {x} in the lazy regime ({name})", 0.0, text, -0.1, 0.1,
+            statistic=_slope("t1", LATE_WINDOW)),
+    ]  # fmt: skip
+    if rows["seed"].nunique() <= 3 or not _has_ensembles(rows):
+        return found
+    for regime in ("feature", "lazy"):
+        found.append(one(f"R11/{regime}/{label}", f"Var F ~ 1/h in the {regime} regime ({name})", -1.0, code,
+                         -1.2, -0.8, statistic=partial(_fluctuation, regime)))  # fmt: skip
+        found.append(one(f"R12/{regime}/{label}",
+                         f"the error of an ensemble does not depend on h in the {regime} regime: relative spread ({name})",
+                         "2.4 % lazy, 2.9 % feature, at every h" if "fashion" in label else "equal at every h", code,
+                         None, 0.15, statistic=partial(_spread, regime)))  # fmt: skip
+    return found
+
+
+def _has_ensembles(rows: pd.DataFrame) -> bool:
+    """Whether some point has more members than the curves have seeds."""
+    sizes = rows.drop_duplicates("key").groupby(["width", "alpha"]).size()
+    return int((sizes == sizes.max()).groupby(level="width").any().sum()) >= 3 and int(sizes.max()) > 3
+
+
+def _star(rows: pd.DataFrame) -> Estimate:
+    """Exponent of alpha* against h: one alpha* a network; networks are independent, their scatter falls like h^-1/2."""
+    return star_law(transition(tidy(rows))).estimate()
+
+
+def _slope(column: str, window: tuple[float, float]) -> Statistic:
+    """Exponent of a column against x in a window; the error is over networks (one width and seed)."""
+
+    def statistic(rows: pd.DataFrame) -> Estimate:
+        return curve_law(need(tidy(rows), [column, "x"]), column, window).estimate()
+
+    return statistic
+
+
+def _members(regime: str, rows: pd.DataFrame) -> tuple[list[int], list[np.ndarray], np.ndarray]:
+    """Widths with an ensemble in a regime, the outputs (m, n) of each, and the test targets."""
+    table = ends(tidy(rows))
+    if regime not in table:
+        raise UserError(f"`frame` has no ensemble in the {regime} regime: let the study finish")
+    part = table[regime]
+    size = part.groupby("width")["seed"].nunique()
+    widths = [int(h) for h in size.index if size[h] == size.max() and size[h] >= 3]
+    if len(widths) < 3:
+        raise UserError(f"`frame` has ensembles at {len(widths)} widths in the {regime} regime: expected at least 3")
+    found = [outputs(part[part["width"] == h]) for h in widths]
+    return widths, [members for members, _ in found], found[0][1]
+
+
+def _fluctuation(regime: str, rows: pd.DataFrame) -> Estimate:
+    """Exponent of Var F against h, the interval by the jackknife over members."""
+    widths, samples, _ = _members(regime, rows)
+    return variance_law(widths, samples)
+
+
+def _spread(regime: str, rows: pd.DataFrame) -> Estimate:
+    """(largest - smallest) / mean over widths of the error of the ensemble, by the jackknife over members."""
+    _, samples, targets = _members(regime, rows)
+
+    def spread(*members: np.ndarray) -> float:
+        errors = [ensemble_error(each, targets) for each in members]
+        return (max(errors) - min(errors)) / float(np.mean(errors))
+
+    return jackknife(samples, spread)
