@@ -62,8 +62,8 @@ def plain_flow(net: Plain, alpha: float, x: Tensor, y: Tensor, steps: int) -> tu
                 p.sub_(g, alpha=dt)
         new_out, new_loss, new_grads = evaluate()
         evaluations += 1
-        norm = torch.sqrt(sum(g.square().sum() for g in grads))
-        new_norm = torch.sqrt(sum(g.square().sum() for g in new_grads))
+        norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
+        new_norm = torch.stack([g.square().sum() for g in new_grads]).sum().sqrt()
         change = sum((g - k).square().sum() for g, k in zip(grads, new_grads, strict=True))
         turn = float(change / (norm * new_norm))
         move = float((new_out - out).abs().max())
@@ -137,7 +137,9 @@ def measure(width: int, depth: int, members: int, steps: int, repeats: int) -> d
 
 def main() -> None:
     """Print one line a width, then the same as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--members", type=int, default=32)
     parser.add_argument("--steps", type=int, default=40)
@@ -146,7 +148,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, nargs="*", default=[32, 128, 512])
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    print(f"threads {chosen.threads}, {SAMPLES} samples of {INPUTS} inputs, float64, medians of {chosen.repeats}")
+    print(
+        f"threads {chosen.threads}, {SAMPLES} samples of {INPUTS} inputs, float64, medians of {chosen.repeats}"
+    )
     lines = []
     for depth in chosen.depth:
         for width in chosen.width:

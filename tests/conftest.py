@@ -13,10 +13,15 @@ from filelock import FileLock
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
-TENSORS = [f"regimes.{folder}" for folder in ("core", "control", "models", "data", "train", "measure")]
+SOURCES = ROOT / "src"
 
-# Where tensors are, the shapes and types of every call are checked while the tests run, and only then.
-install_import_hook(TENSORS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+# In every file that states shapes, the types and shapes of all calls are checked while the tests run.
+# The others are left out: to check what is called at each step of a training run takes longer than the step.
+SHAPED = [path for path in SOURCES.rglob("*.py") if "from jaxtyping import" in path.read_text()]
+install_import_hook(
+    [".".join(path.relative_to(SOURCES).with_suffix("").parts) for path in SHAPED],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,18 @@
 import importlib
 from types import ModuleType
 
-__all__ = ["__version__", "control", "core", "data", "measure", "models", "papers", "report", "study", "train"]
+__all__ = [
+    "__version__",
+    "control",
+    "core",
+    "data",
+    "measure",
+    "models",
+    "papers",
+    "report",
+    "study",
+    "train",
+]
 __version__ = "0.1.0"
 
 

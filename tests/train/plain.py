@@ -1,7 +1,8 @@
-"""Slow and plain: the networks by their formulas, gradient flow from its pseudo-code, awkward modules of a user."""
+"""Slow and plain: networks by their formulas, gradient flow from its pseudo-code, awkward modules."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ def multiplier(law: str, fan_in: int, last: bool) -> float:
 
 def mlp_outputs(parameters: Sequence[Tensor], law: str, sigma: str, bias: bool, x: Tensor) -> Tensor:
     """f(w, x), (n, c), of a fully connected network."""
-    layers = list(zip(parameters[::2], parameters[1::2], strict=True)) if bias else [(w, None) for w in parameters]
+    layers = (
+        list(zip(parameters[::2], parameters[1::2], strict=True)) if bias else [(w, None) for w in parameters]
+    )
     for level, (w, b) in enumerate(layers):
         last = level == len(layers) - 1
         x = multiplier(law, w.shape[1], last) * (x @ w.T) + (0 if b is None else b)
@@ -45,10 +48,14 @@ def mlp_outputs(parameters: Sequence[Tensor], law: str, sigma: str, bias: bool, 
 
 def cnn_outputs(parameters: Sequence[Tensor], law: str, sigma: str, bias: bool, x: Tensor) -> Tensor:
     """f(w, x), (n, c), of four convolutions with padding 1, the mean over positions and a read-out."""
-    layers = list(zip(parameters[::2], parameters[1::2], strict=True)) if bias else [(w, None) for w in parameters]
+    layers = (
+        list(zip(parameters[::2], parameters[1::2], strict=True)) if bias else [(w, None) for w in parameters]
+    )
     for (w, b), stride in zip(layers[:-1], STRIDES, strict=True):
         factor = multiplier(law, w[0].numel(), last=False)
-        z = factor * functional.conv2d(x, w, stride=stride, padding=1) + (0 if b is None else b[:, None, None])
+        z = factor * functional.conv2d(x, w, stride=stride, padding=1) + (
+            0 if b is None else b[:, None, None]
+        )
         x = activation(sigma, z)
     w, b = layers[-1]
     return multiplier(law, w.shape[1], last=True) * (x.mean((2, 3)) @ w.T) + (0 if b is None else b)
@@ -88,7 +95,7 @@ def plain_flow(
         leaves = [p.clone().requires_grad_() for p in w]
         out = alpha * (_raw(network, names, leaves, x) - out0)
         value = loss.per_sample(out, y).mean()
-        return out.detach(), float(value), list(torch.autograd.grad(value / alpha**2, leaves))
+        return out.detach(), value.item(), list(torch.autograd.grad(value / alpha**2, leaves))
 
     out, value, g = evaluate(w)
     moments = [Moment(0, 0.0, value, out, w, bool(loss.fits(out, y).all()))]
@@ -113,7 +120,8 @@ def plain_flow(
 
 
 def _raw(network: nn.Module, names: Sequence[str], w: Sequence[Tensor], x: Tensor) -> Tensor:
-    return torch.func.functional_call(network, dict(zip(names, w, strict=True)), (x,))
+    # a copy, for functional_call leaves a module with two names damaged (pytorch issue 164759)
+    return torch.func.functional_call(copy.deepcopy(network), dict(zip(names, w, strict=True)), (x,))
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
@@ -183,7 +191,9 @@ AWKWARD: dict[str, Callable[[int], nn.Module]] = {
 
 
 def task(samples: int, inputs: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A small task that a network can learn: inputs and targets of -1 and +1."""
+    """A small task with a gap between its classes, curved a little: inputs and targets of -1 and +1."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(samples, inputs, generator=generator, dtype=torch.float64)
-    return x, torch.where(x[:, 0] * x[:, 1] > 0, 1.0, -1.0).double()
+    y = torch.where(x[:, 0] > 0, 1.0, -1.0).double()
+    x[:, 0] += y + x[:, 1].square() / 4
+    return x, y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from regimes import control, models, train
 from regimes.core.error import UserError
-from regimes.core.loss import LOSSES, hinge, soft_hinge, squared
+from regimes.core.loss import LOSSES, Loss, Squared, cross_entropy, hinge, soft_hinge, squared
 from regimes.core.state import State
 from tests.train.plain import AWKWARD, plain_flow, task
 
@@ -42,9 +43,7 @@ def test_is_the_pseudo_code(loss: str, tau: float, alpha: float) -> None:
     x, y = task(12, 4)
     network = models.mlp(4, 8, 2, seed=1)
     plain = plain_flow(network, alpha, x, y, LOSSES[loss], tau, max_steps=40)
-    states = list(
-        train.flow(control.scale(network, alpha), x, y, loss=LOSSES[loss], tau=tau, max_steps=40)
-    )
+    states = list(train.flow(control.scale(network, alpha), x, y, loss=LOSSES[loss], tau=tau, max_steps=40))
     assert [s.step for s in states] == [m.step for m in plain] and len(plain) > 3
     for state, moment in zip(states, plain, strict=True):
         assert state.outputs is not None
@@ -72,54 +71,52 @@ def test_is_the_pseudo_code_on_any_module(name: str) -> None:
     assert [s.loss for s in states] == pytest.approx([m.loss for m in plain], rel=1e-9)
 
 
-def flow_reference(network: nn.Module, alpha: float, x: Tensor, y: Tensor, times: Sequence[float]) -> Tensor:
+def flow_reference(run: train.Flow, times: Sequence[float]) -> Tensor:
     """F at the given times by an adaptive Runge-Kutta method of high order."""
-    program = train.flow(control.scale(network, alpha), x, y).program
-    start, everyone = program.start(), torch.arange(1)
-    offsets = program.offsets(x)
+    program, x, y = run.program, run.inputs, run.targets
+    start, everyone, offsets = program.start(), torch.arange(1), program.offsets(x)
 
     def rate(_time: float, w: np.ndarray) -> np.ndarray:
         return -program.gradient(torch.tensor(w)[None], everyone, x, y, offsets)[2][0].numpy()
 
-    found = solve_ivp(rate, (0, times[-1]), start[0].numpy(), "DOP853", times, rtol=1e-9, atol=1e-11)
+    found = solve_ivp(rate, (0, times[-1]), start[0].numpy(), "DOP853", times, rtol=1e-8, atol=1e-10)
     rows = [program.outputs(torch.tensor(w)[None], everyone, x, offsets)[0, :, 0] for w in found.y.T]
     return torch.stack(rows)
 
 
 @pytest.mark.parametrize("alpha", [0.3, 30.0])
 def test_converges_to_the_differential_equation(alpha: float) -> None:
-    """Steps are of first order: a tolerance 100 times tighter on the gradient is an error 10 times smaller."""
+    """Steps are of first order: a tolerance 100 times tighter is an error 10 times smaller."""
     x, y = task(6, 3)
-    network = models.mlp(3, 6, 1)
     errors = []
-    for limit in (1e-6, 1e-8):
-        rule = train.Tolerance(gradient=limit, output=1.0)
-        states = list(train.flow(control.scale(network, alpha), x, y, tolerance=rule, max_seconds=20))
-        assert states[-1].status == "finished"
-        picked = states[:: max(1, len(states) // 20)]
-        exact = flow_reference(network, alpha, x, y, [s.time for s in picked])
+    for limit, steps in ((1e-4, 60), (1e-6, 600)):
+        rule = train.Tolerance(gradient=limit, output=math.inf)
+        module = control.scale(models.mlp(3, 6, 1), alpha)
+        run = train.flow(module, x, y, loss=squared, tolerance=rule, max_steps=steps)
+        states = [s for s in run if s.time > 0]
+        picked = states[:: len(states) // 15]
+        exact = flow_reference(run, [s.time for s in picked])
         mine = torch.stack([s.outputs[:, 0] for s in picked if s.outputs is not None])
         errors.append(float((mine - exact).abs().max()))
-    assert errors[0] < 0.02
+    assert errors[0] < 0.05
     assert 5 < errors[0] / errors[1] < 20
 
 
-@pytest.mark.parametrize("name", ["soft-hinge", "cross-entropy", "squared"])
-def test_finishes_when_every_margin_is_met_and_not_before(name: str) -> None:
+@pytest.mark.parametrize("loss", [soft_hinge, cross_entropy, Squared(0.05)], ids=repr)
+def test_finishes_when_every_margin_is_met_and_not_before(loss: Loss) -> None:
     x, y = task(20, 5)
-    states = list(train.flow(control.scale(models.mlp(5, 32, 1), 5.0), x, y, loss=LOSSES[name]))
+    states = list(train.flow(control.scale(models.mlp(5, 32, 1), 5.0), x, y, loss=loss))
     *before, last = states
     assert last.status == "finished" and all(s.status == "running" for s in before)
     assert last.outputs is not None
-    fits = LOSSES[name].fits
-    assert bool(fits(last.outputs, y).all())
-    assert not any(bool(fits(s.outputs, y).all()) for s in before if s.outputs is not None)
-    if name != "squared":
+    assert bool(loss.fits(last.outputs, y).all())
+    assert not any(bool(loss.fits(s.outputs, y).all()) for s in before if s.outputs is not None)
+    if not isinstance(loss, Squared):
         assert bool((last.outputs[:, 0] * y >= 1).all())
 
 
 def test_the_hinge_ends_where_its_gradient_vanishes() -> None:
-    """The last step of a hinge flow has gradient 0: the test of the gradient divides by 0 and is taken as passed."""
+    """Its last step has gradient 0: the test of the gradient divides by 0 and is taken as passed."""
     x, y = task(1, 4)
     states = list(train.flow(control.scale(models.mlp(4, 16, 1), 10.0), x, y, loss=hinge))
     assert states[-1].status == "finished" and states[-1].loss == 0
@@ -171,7 +168,9 @@ def test_laws_are_one_flow(law: str, scale: Callable[[float, int], float], bias:
         for name, a in (("mean-field", alpha), (law, scale(alpha, h))):
             network = models.mlp(4, h, 2, law=control.law(name), bias=bias, seed=3)
             states = list(train.flow(control.scale(network, a), x, y, max_steps=60))
-            pair.append([(s.time, s.loss, s(test)) for s in (states[0], states[len(states) // 2], states[-1])])
+            pair.append(
+                [(s.time, s.loss, s(test)) for s in (states[0], states[len(states) // 2], states[-1])]
+            )
         for one, other in zip(*pair, strict=True):
             assert one[0] == pytest.approx(other[0], rel=1e-8)
             assert one[1] == pytest.approx(other[1], rel=1e-8)
@@ -220,7 +219,7 @@ def test_each_member_has_one_last_state() -> None:
         mine = of_member(states, k)
         assert [s.status for s in mine] == ["running"] * (len(mine) - 1) + ["finished"]
         assert [s.step for s in mine] == list(range(len(mine)))
-        assert all(a.time < b.time for a, b in zip(mine, mine[1:], strict=False))
+        assert all(a.time < b.time for a, b in itertools.pairwise(mine))
 
 
 def make(kind: str, width: int, depth: int, seed: int) -> nn.Module:
@@ -241,7 +240,7 @@ def test_a_member_does_not_depend_on_its_company(kind: str, width: int, n: int, 
     x = x if kind == "mlp" else x.view(n, 1, 14, 14)
     alphas = [0.02, 1.0, 300.0, 0.3, 5.0]
 
-    def members(order: Sequence[int]) -> list[nn.Module]:
+    def members(order: Sequence[int]) -> Sequence[nn.Module]:
         made = [control.scale(make(kind, width, depth, seed), alphas[seed]) for seed in order]
         for module, seed in zip(made, order, strict=True):
             if seed == 4:
@@ -294,12 +293,10 @@ def test_goes_on_exactly(tau: float) -> None:
     whole = list(engine())
     for k in random.Random(0).sample(range(len(whole)), 8):
         first = engine()
-        head = [state for state, _ in zip(first, range(k), strict=False)] if k else []
+        head = list(itertools.islice(first, k))
         second = engine()
         second.load_state_dict(saved(first.state_dict()))
         tail = list(second)
-        assert len(head) <= k and len(tail) + k >= len(whole)
-        tail = tail[-(len(whole) - k) :]
         joined = [*head, *tail]
         assert [s.member for s in joined] == [s.member for s in whole]
         assert all(map(same, joined, whole))
@@ -351,7 +348,7 @@ def test_cuda_is_the_cpu() -> None:
     ends = []
     for device in ("cpu", "cuda"):
         members = [control.scale(models.mlp(5, 16, 2, seed=s), 1.0).to(device) for s in range(3)]
-        ends.append([s for s in train.flow(members, x, y, max_steps=30)][-3:])
+        ends.append(list(train.flow(members, x, y, max_steps=30))[-3:])
     for a, b in zip(*ends, strict=True):
         assert a.outputs is not None and b.outputs is not None
         assert a.member == b.member and a.time == pytest.approx(b.time, rel=1e-8)

@@ -29,12 +29,14 @@ def check(
     y: Tensor,
     loss: str = "soft-hinge",
 ) -> None:
-    """F, loss and gradient of all members at moved parameters, against ``outputs`` of one network at a time."""
+    """F, loss and gradient of all members at moved parameters, against ``outputs`` one at a time."""
     members = [control.scale(net, a) for net, a in zip(networks, ALPHAS, strict=True)]
     program = Program(members, LOSSES[loss], torch.float64)
     start = program.start()
     moved = start.clone()
-    moved[:, : program.layout.total] += 0.1 * torch.randn(len(start), program.layout.total, dtype=torch.float64)
+    moved[:, : program.layout.total] += 0.1 * torch.randn(
+        len(start), program.layout.total, dtype=torch.float64
+    )
     everyone = torch.arange(len(members))
     got = program.gradient(moved, everyone, x, y, program.offsets(x))
     for i, (net, alpha) in enumerate(zip(networks, ALPHAS, strict=True)):
@@ -89,7 +91,7 @@ def test_several_outputs_and_classes() -> None:
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_any_module_is_plain_autograd(name: str) -> None:
-    """Member by member where layers cannot be stacked; frozen parameters and buffers are those of the member."""
+    """Member by member where layers cannot be stacked, each with its frozen parameters and buffers."""
     x, y = task(23, 5)
     members = [control.scale(AWKWARD[name](seed), alpha) for seed, alpha in enumerate(ALPHAS)]
     program = Program(members, soft_hinge, torch.float64)
@@ -204,5 +206,5 @@ def test_rates_follow_the_law(law: str) -> None:
         return
     by_layer = program.layout.split(program.rates[: program.layout.total]).values()
     for tensor, rate in zip(by_layer, wanted, strict=True):
-        assert bool(torch.isclose(tensor, torch.tensor(rate, dtype=torch.float64)).all())
+        torch.testing.assert_close(tensor, torch.full_like(tensor, rate), rtol=1e-14, atol=0)
     assert math.isclose(float(program.rates[program.layout.total :].sum()), 0.0)

@@ -89,7 +89,9 @@ def scale(module: nn.Module, alpha: float, center: bool = True) -> Scaled:
     """
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if not number or not math.isfinite(alpha) or alpha <= 0:
-        raise UserError(f"`alpha`: got {alpha!r}, expected a positive finite number; 1 leaves the scale as it is")
+        raise UserError(
+            f"`alpha`: got {alpha!r}, expected a positive finite number; 1 leaves the scale as it is"
+        )
     if isinstance(module, Scaled):
         raise UserError("`module`: got a module that is scaled already; scale its `.network` instead")
     return Scaled(module, float(alpha), center)

@@ -1,1 +1,13 @@
-"""What a network is: parameters, layers, states, losses, derivatives."""
+"""What a network is: named parameters, layers, activations, losses, states, derivatives."""
+
+import importlib
+from types import ModuleType
+
+__all__ = ["activation", "derivative", "error", "layer", "loss", "state", "tree"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a file on first use: the command line needs the errors, not PyTorch."""
+    if name in __all__:
+        return importlib.import_module(f"regimes.core.{name}")
+    raise AttributeError(f"module 'regimes.core' has no attribute '{name}'")

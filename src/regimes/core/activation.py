@@ -23,6 +23,21 @@ def _blocks(x: Tensor) -> tuple[Tensor, ...]:
     return flat.split(_BLOCK * torch.get_num_threads()) if x.device.type == "cpu" else (flat,)
 
 
+def _softplus_(z: Tensor) -> Tensor:
+    """ln(1 + exp(z)), in place."""
+    # Above this the logarithm is z to the last digit or exp overflows. A GPU would have to wait for the answer.
+    limit = 30.0 if z.dtype == torch.float64 else 10.0
+    if z.device.type == "cpu" and z.numel() > 0 and float(z.max()) < limit:
+        return z.exp_().add_(1).log_()
+    return torch.maximum(z, z.clamp_max(40.0).exp_().add_(1).log_(), out=z)
+
+
+def _slope(y: Tensor, beta: float, a: float, out: Tensor) -> Tensor:
+    """dy/dx = a (1 - exp(-beta y / a)), into ``out``."""
+    torch.add(y.new_tensor(math.log(a)), y, alpha=-beta / a, out=out).exp_()
+    return torch.sub(y.new_tensor(a), out, out=out)
+
+
 class _Softplus(torch.autograd.Function):
     """y = (a / beta) ln(1 + exp(beta x)) with its derivative a (1 - exp(-beta y / a)), in as few passes as can be.
 
@@ -34,16 +49,8 @@ class _Softplus(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, beta: float, a: float) -> Tensor:
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        # exp(z) overflows at 709, or 88 in float32; asking a GPU would make it wait, so there the guard is always on
-        tame = x.device.type == "cpu" and x.numel() > 0 and float(x.max()) * beta < 80.0
         for source, out in zip(_blocks(x), _blocks(y), strict=True):
-            z = torch.mul(source, beta, out=out if tame else None)
-            if tame:
-                z.exp_().add_(1).log_()
-            else:  # above 40, ln(1 + exp(z)) is z
-                torch.clamp_max(z, 40.0, out=out).exp_().add_(1).log_()
-                torch.maximum(out, z, out=out)
-            out.mul_(a / beta)
+            _softplus_(torch.mul(source, beta, out=out)).mul_(a / beta)
         return y
 
     @staticmethod
@@ -53,37 +60,64 @@ class _Softplus(torch.autograd.Function):
         ctx.save_for_forward(output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (y,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted: y carries the graph
             return grad * (ctx.a - ctx.a * torch.exp(y * (-ctx.beta / ctx.a))), None, None
         slope = torch.empty_like(y)
-        a, log_a = y.new_tensor(ctx.a), y.new_tensor(math.log(ctx.a))
         for source, out in zip(_blocks(y), _blocks(slope), strict=True):
-            torch.add(log_a, source, alpha=-ctx.beta / ctx.a, out=out).exp_()
-            torch.sub(a, out, out=out)
+            _slope(source, ctx.beta, ctx.a, out)
         return grad * slope, None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # pyright: ignore
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (y,) = ctx.saved_tensors
         return tangent * (ctx.a - ctx.a * torch.exp(y * (-ctx.beta / ctx.a)))
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None, None], x: Tensor, beta: float, a: float) -> tuple[Tensor, int]:
-        return _Softplus.apply(x, beta, a), in_dims[0]  # pyright: ignore
+    def vmap(
+        info: Any, in_dims: tuple[int, None, None], x: Tensor, beta: float, a: float
+    ) -> tuple[Tensor, int]:
+        return _Softplus.apply(x, beta, a), in_dims[0]  # pyright: ignore[reportReturnType]
+
+
+class _SoftplusInPlace(torch.autograd.Function):
+    """The same in the memory of its input; first derivatives only. Same operations, so the same bits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, beta: float, a: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for block in _blocks(x):
+            _softplus_(block.mul_(beta)).mul_(a / beta)
+        ctx.beta, ctx.a = beta, a
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (y,) = ctx.saved_tensors
+        slope = torch.empty_like(y)
+        for g, source, out in zip(_blocks(grad), _blocks(y), _blocks(slope), strict=True):
+            _slope(source, ctx.beta, ctx.a, out).mul_(g)
+        return slope, None, None
 
 
 class Softplus(nn.Module):
-    """sigma(x) = (a / beta) ln(1 + exp(beta x)), beta = 5, a = 1.404 (Geiger et al. 2020, appendix B)."""
+    """sigma(x) = (a / beta) ln(1 + exp(beta x)), beta = 5, a = 1.404 (Geiger et al. 2020, appendix B).
 
-    def __init__(self, beta: float = 5.0, a: float = 1.404) -> None:
+    ``inplace=True`` overwrites the input, which nothing else may need then.
+    """
+
+    def __init__(self, beta: float = 5.0, a: float = 1.404, *, inplace: bool = False) -> None:
         super().__init__()
-        self.beta, self.a = beta, a
+        self.beta, self.a, self.inplace = beta, a, inplace
 
     def forward(self, x: Tensor) -> Tensor:
         """sigma(x), entry by entry."""
-        return _Softplus.apply(x, self.beta, self.a)  # pyright: ignore
+        if self.inplace and x.is_contiguous():
+            return _SoftplusInPlace.apply(x, self.beta, self.a)  # pyright: ignore[reportReturnType]
+        return _Softplus.apply(x, self.beta, self.a)  # pyright: ignore[reportReturnType]
 
     def extra_repr(self) -> str:
         """The formula with its numbers."""

@@ -7,6 +7,8 @@ computes does not depend, bit for bit on a CPU with a fixed number of threads, o
 
 from __future__ import annotations
 
+import copy
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch.nn import functional
 
 from regimes.core.activation import ScaledReLU, ScaledTanh, Softplus
 
-__all__ = ["Conv2d", "Linear", "Scaling", "SpatialMean", "ToImage", "is_stackable"]
+__all__ = ["Conv2d", "Linear", "Scaling", "SpatialMean", "ToImage", "is_stackable", "stack_of"]
 
 # Below this many multiply-adds a member, one batched product is faster than a loop of products.
 _SMALL = 1 << 21
@@ -32,7 +34,7 @@ def _products(x: Tensor, w: Tensor, factor: float) -> Tensor:
     if n * k * o <= _SMALL:
         # A batch of one takes another kernel, with other rounding, than a batch of two or more.
         both = torch.baddbmm(out.expand(2, n, o), x.expand(2, n, k), w.expand(2, k, o), beta=0, alpha=factor)
-        return both[:1]
+        return both.resize_(1, n, o)  # not a view: what follows may work in place
     for slot, left, right in zip(out.unbind(0), x.unbind(0), w.unbind(0), strict=True):
         torch.addmm(slot, left, right, beta=0, alpha=factor, out=slot)
     return out
@@ -52,7 +54,7 @@ class _StackedLinear(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:  # pyright: ignore
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         to_input = _products(grad, weight, ctx.factor) if ctx.needs_input_grad[0] else None
         return to_input, _products(grad.mT, x, ctx.factor), None
@@ -113,7 +115,7 @@ class Linear(nn.Module):
             z = functional.linear(x, self.weight) * self.scaling.multiplier
             return z if self.bias is None else z + self.bias
         stacked = x if x.dim() == 3 else x.expand(self.weight.shape[0], *x.shape)
-        z: Tensor = _StackedLinear.apply(stacked, self.weight, self.scaling.multiplier)  # pyright: ignore
+        z: Tensor = _StackedLinear.apply(stacked, self.weight, self.scaling.multiplier)  # pyright: ignore[reportReturnType]
         return z if self.bias is None else z + self.bias[:, None, :]
 
     def extra_repr(self) -> str:
@@ -186,6 +188,17 @@ class ToImage(nn.Module):
 
 
 _STACKABLE = (Linear, Conv2d, SpatialMean, ToImage, Softplus, ScaledReLU, ScaledTanh, nn.Identity)
+
+
+def stack_of(network: nn.Module) -> nn.Module:
+    """A copy for stacked parameters, whose activations overwrite the outputs of the layers they follow."""
+    copied = copy.deepcopy(network)
+    for part in copied.modules():
+        if type(part) is nn.Sequential:
+            for before, after in itertools.pairwise(part):
+                if isinstance(before, Linear | Conv2d) and isinstance(after, Softplus):
+                    after.inplace = True
+    return copied
 
 
 def is_stackable(module: nn.Module) -> bool:

@@ -28,12 +28,14 @@ __all__ = [
 class Loss(ABC):
     """A loss between outputs F, (..., n, c), and targets y, (n,), sample by sample.
 
-    Targets of binary tasks are -1 or +1 (floats) and c = 1; those of classification are class indices. Leading
-    axes of F are members of one batched program.
+    Targets of binary tasks are -1 or +1 (floats) and c = 1; those of classification are class indices.
+    Leading axes of F are members of one batched program.
     """
 
     @abstractmethod
-    def per_sample(self, outputs: Float[Tensor, "*m n c"], targets: Shaped[Tensor, " n"]) -> Float[Tensor, "*m n"]:
+    def per_sample(
+        self, outputs: Float[Tensor, "*m n c"], targets: Shaped[Tensor, " n"]
+    ) -> Float[Tensor, "*m n"]:
         """loss(F(x_mu), y_mu) for each sample."""
 
     @abstractmethod
@@ -46,9 +48,21 @@ def _margin(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs[..., 0] * targets
 
 
+def _softplus(z: Tensor, beta: float) -> Tensor:
+    """ln(1 + exp(beta z)) / beta, as max(z, 0) + ln(1 + exp(-beta |z|)) / beta.
+
+    Written with exp and log alone: their vectorised kernels give the same bits wherever an entry lies in a
+    tensor, which torch's softplus does not, so that a member's path does not depend on its company. And with
+    z - 2 max(z, 0) for -|z|: whatever the slope of the maximum at 0, where a centred network starts, that of
+    the sum is 1/2.
+    """
+    top = z.clamp(min=0)
+    return top + torch.log(1 + torch.exp(beta * (z - 2 * top))) / beta
+
+
 @dataclass(frozen=True)
 class Squared(Loss):
-    """(F - y)^2 / 2, or the same against one-hot targets summed over classes; fits when below ``tolerance``."""
+    """(F - y)^2 / 2, or the same summed over one-hot targets; fits when it is below ``tolerance``."""
 
     tolerance: float = 1e-4
 
@@ -84,13 +98,8 @@ class SoftHinge(Loss):
     beta: float = 20.0
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """max(z, 0) + ln(1 + exp(-beta |z|)) / beta at z = 1 - F y.
-
-        Written with exp and log alone: their vectorised kernels give the same bits wherever an entry lies in a
-        tensor, which torch's softplus does not, so that a member's path does not depend on its company.
-        """
-        z = 1 - _margin(outputs, targets)
-        return z.clamp(min=0) + torch.log(1 + torch.exp(-self.beta * z.abs())) / self.beta
+        """ln(1 + exp(beta z)) / beta at z = 1 - F y."""
+        return _softplus(1 - _margin(outputs, targets), self.beta)
 
     def fits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """F y >= 1: the gradient never vanishes, so the margin is what stops a run."""
@@ -99,13 +108,12 @@ class SoftHinge(Loss):
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """-ln softmax(F)_y; with +-1 targets ln(1 + exp(-F y)). Fits when the margin to every other class is >= 1."""
+    """-ln softmax(F)_y; ln(1 + exp(-F y)) with +-1 targets. Fits when every margin is at least 1."""
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """-ln softmax(F)_y."""
         if targets.is_floating_point():
-            z = -_margin(outputs, targets)
-            return z.clamp(min=0) + torch.log(1 + torch.exp(-z.abs()))
+            return _softplus(-_margin(outputs, targets), 1.0)
         picked = outputs.gather(-1, targets.expand(outputs.shape[:-1])[..., None])[..., 0]
         return outputs.logsumexp(-1) - picked
 

@@ -29,9 +29,10 @@ class State:
         origin: w(0), by the same names.
         step: the number of steps taken.
         time: the time of a gradient flow, or the sum of the learning rates.
-        loss: the mean of loss(F(w, x), y) over the data of the engine: :math:`\alpha^2 L` for a scaled module.
-        status: "running", or how the run ended: "finished" (every margin met), "diverged", "stopped" (a limit).
-            Each member has exactly one state that is not running, its last.
+        loss: the mean of loss(F(w, x), y) over the data of the engine, or over the batch of a step:
+            :math:`\alpha^2 L` for a scaled module.
+        status: "running", or how the run ended: "finished" (every margin met, or all steps taken),
+            "diverged", "stopped" (a limit). Each member has exactly one state that is not running, its last.
         member: which of the members trained together this is.
         outputs: F(w, x) on the training inputs, (n, c), where the engine has it.
         update: the step about to be taken, where the engine knows it.

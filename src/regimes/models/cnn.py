@@ -68,5 +68,8 @@ def cnn(
         ]
         maps = width
     scaling = law.scaling("output", width, width)
-    layers += [SpatialMean(), Linear(width, outputs, scaling=scaling, bias=bias, generator=generator, dtype=dtype)]
+    layers += [
+        SpatialMean(),
+        Linear(width, outputs, scaling=scaling, bias=bias, generator=generator, dtype=dtype),
+    ]
     return nn.Sequential(*layers)

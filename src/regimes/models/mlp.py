@@ -76,5 +76,7 @@ def check_activation(activation: str) -> type[nn.Module]:
     """The class of the activation of that name."""
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise UserError(f"`activation`: got '{activation}', expected one of {known}{nearest(activation, ACTIVATIONS)}")
+        raise UserError(
+            f"`activation`: got '{activation}', expected one of {known}{nearest(activation, ACTIVATIONS)}"
+        )
     return ACTIVATIONS[activation]

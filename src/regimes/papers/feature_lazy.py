@@ -65,7 +65,8 @@ class Panel:
         points += [(h, x, members) for h in self.ensemble for x in (FEATURE, LAZY)]
         common = self._common(settings, laws[0])
         grids = [
-            grid(FlowRun, width=h, alpha=_alpha(x, h, laws[0]), seed=chosen, **common) for h, x, chosen in points
+            grid(FlowRun, width=h, alpha=_alpha(x, h, laws[0]), seed=chosen, **common)
+            for h, x, chosen in points
         ]
         return combine(*grids, *searches)
 
@@ -157,17 +158,24 @@ def _panels(size: str, datasets: Sequence[str], depths: Sequence[int]) -> list[P
 def _sweep(size: str, settings: Mapping[str, Any]) -> Sweep:
     """The sweeps of all panels; the laws are compared on the first one."""
     chosen, laws = _resolved(settings), settings["laws"]
-    first, *rest = _panels(size, chosen["datasets"], chosen["depths"])
+    panels = _panels(size, chosen["datasets"], chosen["depths"])
+    if widths := settings["widths"]:
+        panels = [replace(panel, curve=widths, crossover=widths, ensemble=widths) for panel in panels]
+    if scales := settings["scales"]:
+        panels = [replace(panel, x=scales) for panel in panels]
+    first, *rest = panels
     return combine(first.sweep(chosen, laws), *(panel.sweep(chosen, laws[:1]) for panel in rest))
 
 
 Law = Literal["ntk", "standard", "mean-field", "mup"]
 Data = Literal["digits", "mnist", "fashion-mnist", "emnist", "cifar-10"]
 Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 
 def _ntk(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
     """The figure of the runs under the NTK law, in whose convention its axes are."""
-    return lambda frame: draw(frame[frame["law"] == "ntk"])
+    return lambda frame: draw(frame.loc[frame["law"] == "ntk"])
 
 
 STUDY = Study(
@@ -179,7 +187,15 @@ STUDY = Study(
     options={
         "datasets": Option(tuple[Data, ...], ("digits",), "data sets, classes by parity"),
         "depths": Option(tuple[Count, ...], (2,), "numbers of hidden layers"),
-        "laws": Option(tuple[Law, ...], ("ntk",), "laws of width; those after the first for alpha* on the first panel alone"),
+        "laws": Option(
+            tuple[Law, ...],
+            ("ntk",),
+            "laws of width; those after the first for alpha* on the first panel alone",
+        ),
+        "widths": Option(tuple[Count, ...], (), "h; those of the scale if none is given"),
+        "scales": Option(
+            tuple[Positive, ...], (), "sqrt(h) alpha of the curves; those of the scale if none is given"
+        ),
         "seeds": Option(Count, 3, "seeds of each point"),
         "members": Option(Count, 12, "seeds of each ensemble"),
         "device": Option(Literal["auto", "cpu", "cuda"], "auto", "where the tensors are"),
@@ -220,8 +236,8 @@ STUDY = Study(
             "kernel_change",
             "Change of the kernel",
             _ntk(figure.kernel_change),
-            "dK = ||K(end) - K(0)|| / ||K(0)|| on test points: the widths fall on one curve in sqrt(h) alpha, with one "
-            "power law in each regime.",
+            "dK = ||K(end) - K(0)|| / ||K(0)|| on test points: the widths fall on one curve in "
+            "sqrt(h) alpha, with one power law in each regime.",
         ),
         (
             "weight_change",
@@ -233,7 +249,8 @@ STUDY = Study(
             "learning_time",
             "Time to learn",
             _ntk(figure.learning_time),
-            "t1, when the loss has halved: proportional to sqrt(h) alpha in the feature regime, constant in the lazy one.",
+            "t1, when the loss has halved: proportional to sqrt(h) alpha in the feature regime, constant in "
+            "the lazy one.",
         ),
         (
             "crossover",
@@ -245,8 +262,8 @@ STUDY = Study(
             "crossover_by_law",
             "The crossover under other laws of width",
             figure.crossover_by_law,
-            "alpha* of each law in its own convention: NTK and standard fall like h^-1/2, mean-field and muP stay. Drawn "
-            "where several laws were run.",
+            "alpha* of each law in its own convention: NTK and standard fall like h^-1/2, mean-field and muP "
+            "stay. Drawn where several laws were run.",
         ),
         (
             "test_error",

@@ -14,7 +14,7 @@ from regimes.report.claim import Claim
 from regimes.report.ensemble import ensemble_error, outputs
 from regimes.report.estimate import Estimate, jackknife
 from regimes.report.plane import curve_law, star_law, variance_law
-from regimes.report.table import ends, need, panels, tidy, transition
+from regimes.report.table import ends, ensembles, need, panels, tidy, transition
 
 __all__ = ["claims"]
 
@@ -31,15 +31,21 @@ def claims(frame: pd.DataFrame) -> list[Claim]:
         label = name.replace(", ", " ").replace(" = ", "=").replace(" ", "-")
         depth = int(part["depth"].iloc[0])
         for law in dict.fromkeys(part["law"]):
-            found.append(_crossover(label, name, part[part["law"] == law], law))
-        found += _of_panel(label, name, part[part["law"] == "ntk"], depth)
+            found.append(_crossover(label, name, part.loc[part["law"] == law], law))
+        found += _of_panel(label, name, part.loc[part["law"] == "ntk"], depth)
     return found
 
 
 def _claim(
-    id: str, sentence: str, reference: float | str, origin: str, low: float | None, high: float | None, statistic: Statistic,
+    id: str,
+    sentence: str,
+    reference: float | str,
+    origin: str,
+    low: float | None,
+    high: float | None,
+    statistic: Statistic,
     rows: pd.DataFrame,
-) -> Claim:  # fmt: skip
+) -> Claim:
     return Claim(id, PAPER, sentence, reference, origin, (low, high), lambda _frame: statistic(rows))
 
 
@@ -49,7 +55,14 @@ def _crossover(label: str, name: str, rows: pd.DataFrame, law: str) -> Claim:
     suffix = "" if law == "ntk" else f"/{law}"
     sentence = f"alpha* falls like h^{power:g}" if power else "alpha* does not depend on h"
     return _claim(
-        f"R6{suffix}/{label}", f"{sentence} ({law} law; {name})", power, origin, power - 0.1, power + 0.1, _star, rows
+        f"R6{suffix}/{label}",
+        f"{sentence} ({law} law; {name})",
+        power,
+        origin,
+        power - 0.1,
+        power + 0.1,
+        _star,
+        rows,
     )
 
 
@@ -74,26 +87,30 @@ def _of_panel(label: str, name: str, rows: pd.DataFrame, depth: int) -> list[Cla
         one(f"R10/lazy/{label}", f"t1 does not depend on {x} in the lazy regime ({name})", 0.0, text, -0.1, 0.1,
             statistic=_slope("t1", LATE_WINDOW)),
     ]  # fmt: skip
-    if rows["seed"].nunique() <= 3 or not _has_ensembles(rows):
+    if not _has_ensembles(rows):
         return found
     for regime in ("feature", "lazy"):
         found.append(one(f"R11/{regime}/{label}", f"Var F ~ 1/h in the {regime} regime ({name})", -1.0, code,
                          -1.2, -0.8, statistic=partial(_fluctuation, regime)))  # fmt: skip
         found.append(one(f"R12/{regime}/{label}",
-                         f"the error of an ensemble does not depend on h in the {regime} regime: relative spread ({name})",
+                         "the error of an ensemble does not depend on h in the "
+                         f"{regime} regime: relative spread ({name})",
                          "2.4 % lazy, 2.9 % feature, at every h" if "fashion" in label else "equal at every h", code,
                          None, 0.15, statistic=partial(_spread, regime)))  # fmt: skip
     return found
 
 
 def _has_ensembles(rows: pd.DataFrame) -> bool:
-    """Whether some point has more members than the curves have seeds."""
-    sizes = rows.drop_duplicates("key").groupby(["width", "alpha"]).size()
-    return int((sizes == sizes.max()).groupby(level="width").any().sum()) >= 3 and int(sizes.max()) > 3
+    """Whether ensembles, more seeds than curves have, were trained at three widths or more."""
+    try:
+        parts = [ensembles(part) for part in ends(tidy(rows)).values()]
+    except UserError:
+        return False
+    return any(len(part) >= 3 and len(set(next(iter(part.values()))["seed"])) > 3 for part in parts)
 
 
 def _star(rows: pd.DataFrame) -> Estimate:
-    """Exponent of alpha* against h: one alpha* a network; networks are independent, their scatter falls like h^-1/2."""
+    """Exponent of alpha* against h: one alpha* a network."""
     return star_law(transition(tidy(rows))).estimate()
 
 
@@ -111,13 +128,13 @@ def _members(regime: str, rows: pd.DataFrame) -> tuple[list[int], list[np.ndarra
     table = ends(tidy(rows))
     if regime not in table:
         raise UserError(f"`frame` has no ensemble in the {regime} regime: let the study finish")
-    part = table[regime]
-    size = part.groupby("width")["seed"].nunique()
-    widths = [int(h) for h in size.index if size[h] == size.max() and size[h] >= 3]
-    if len(widths) < 3:
-        raise UserError(f"`frame` has ensembles at {len(widths)} widths in the {regime} regime: expected at least 3")
-    found = [outputs(part[part["width"] == h]) for h in widths]
-    return widths, [members for members, _ in found], found[0][1]
+    parts = ensembles(table[regime])
+    if len(parts) < 3:
+        raise UserError(
+            f"`frame` has ensembles at {len(parts)} widths in the {regime} regime: expected at least 3"
+        )
+    found = [outputs(part) for part in parts.values()]
+    return list(parts), [members for members, _ in found], found[0][1]
 
 
 def _fluctuation(regime: str, rows: pd.DataFrame) -> Estimate:
@@ -132,6 +149,7 @@ def _spread(regime: str, rows: pd.DataFrame) -> Estimate:
 
     def spread(*members: np.ndarray) -> float:
         errors = [ensemble_error(each, targets) for each in members]
-        return (max(errors) - min(errors)) / float(np.mean(errors))
+        largest = max(errors)
+        return (largest - min(errors)) / float(np.mean(errors)) if largest else 0.0
 
     return jackknife(samples, spread)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from regimes.report.figure_scale import fluctuation, kernel_change, learning_time, test_error, weight_change
-from regimes.report.figure_width import crossover, crossover_by_law, ensemble_error, fluctuation_width, phase_diagram
+from regimes.report.figure_width import (
+    crossover,
+    crossover_by_law,
+    ensemble_error,
+    fluctuation_width,
+    phase_diagram,
+)
 
 __all__ = [
     "crossover",

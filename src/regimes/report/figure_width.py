@@ -21,7 +21,7 @@ from regimes.report.figure_scale import spoken
 from regimes.report.fit import PowerLaw
 from regimes.report.plane import star_law, variance_law
 from regimes.report.style import Mark, canvas, curve, legend_of, log_axes, marks, styled, subtitle
-from regimes.report.table import ends, need, panels, summary, tidy, transition
+from regimes.report.table import ends, ensembles, need, panels, summary, tidy, transition
 
 __all__ = ["crossover", "crossover_by_law", "ensemble_error", "fluctuation_width", "phase_diagram"]
 
@@ -87,7 +87,7 @@ def _law(table: pd.DataFrame) -> PowerLaw | None:
 @styled()
 def crossover_by_law(frame: pd.DataFrame, level: float = 1.0) -> Figure:
     r"""The crossover :math:`\alpha^*` against the width, in the convention of each law of width, with its law."""
-    parts = [(name, part) for name, part in panels(tidy(frame)) if part["law"].nunique() > 1]
+    parts = [(name, part) for name, part in panels(tidy(frame)) if len(set(part["law"])) > 1]
     if not parts:
         raise UserError("`frame` has one law of width: add some with --set laws=ntk,standard,mean-field,mup")
     figure, ((*row,),) = canvas(len(parts), height=3.0)
@@ -98,10 +98,18 @@ def crossover_by_law(frame: pd.DataFrame, level: float = 1.0) -> Figure:
             law = _law(table)
             said = f": {spoken(law).removeprefix('exponent ')}" if law else ""
             mark = {**look[name_of_law], "linestyle": "none"}
-            curve(axes, summary(table, "width", "alpha_star", log=True), "width", mark, f"{name_of_law}{said}")
+            curve(
+                axes, summary(table, "width", "alpha_star", log=True), "width", mark, f"{name_of_law}{said}"
+            )
             if law is not None:
                 span = np.array([table["width"].min() / 1.2, table["width"].max() * 1.2])
-                axes.plot(span, law(span), color=mark["color"], linestyle=look[name_of_law]["linestyle"], linewidth=0.9)
+                axes.plot(
+                    span,
+                    law(span),
+                    color=mark["color"],
+                    linestyle=look[name_of_law]["linestyle"],
+                    linewidth=0.9,
+                )
         _widths(axes, part["width"], r"$\alpha^*$  (convention of the law)")
         subtitle(axes, name, "\n".join(words))
     legend_of(figure, row)
@@ -188,10 +196,9 @@ def _slope(rows: pd.DataFrame, columns: dict[str, str]) -> str:
     """The law of the variance, where there are enough widths."""
     if "variance" not in columns:
         return ""
-    size = rows.groupby("width")["seed"].nunique()
-    widths = [int(h) for h in size.index if size[h] == size.max()]
+    parts = ensembles(rows)
     try:
-        law = variance_law(widths, [outputs(rows[rows["width"] == h])[0] for h in widths])
+        law = variance_law(list(parts), [outputs(part)[0] for part in parts.values()])
     except UserError:
         return ""
     half = (law.high - law.low) / 2

@@ -26,9 +26,9 @@ def curve_law(rows: pd.DataFrame, column: str, window: tuple[float, float]) -> P
         UserError: if too few points lie in the window.
     """
     table = need(rows, ["x", "network", column])
-    inside = table[table["x"].between(*window)]
-    count = inside.groupby("network")["x"].nunique()
-    curves = inside[inside["network"].isin(count.index[count >= 3])]
+    inside = table.loc[table["x"].between(*window)]
+    parts = [part for _, part in inside.groupby("network") if part["x"].nunique() >= 3]
+    curves = pd.concat(parts) if parts else inside.iloc[:0]
     return power_law(curves["x"], curves[column], window, groups=curves["network"])
 
 

@@ -13,7 +13,19 @@ from regimes.core.error import UserError
 from regimes.report.estimate import Values, array, mean
 from regimes.report.fit import crossing
 
-__all__ = ["ends", "filled", "last", "named", "need", "panels", "read", "summary", "tidy", "transition"]
+__all__ = [
+    "ends",
+    "ensembles",
+    "filled",
+    "last",
+    "named",
+    "need",
+    "panels",
+    "read",
+    "summary",
+    "tidy",
+    "transition",
+]
 
 PANEL = ("dataset", "task", "arch", "depth", "n")
 
@@ -258,3 +270,10 @@ def ends(
             f"`frame` has no rows at x = {feature} (feature) or x = {lazy} (lazy): choose values it holds"
         )
     return sides
+
+
+def ensembles(rows: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """Width -> the rows of its members, for the widths that have as many of them as any has."""
+    parts = {int(str(width)): part for width, part in rows.groupby("width", sort=True)}
+    sizes = {width: len(set(part["seed"])) for width, part in parts.items()}
+    return {width: part for width, part in parts.items() if sizes[width] == max(sizes.values())}

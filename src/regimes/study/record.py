@@ -113,7 +113,9 @@ def check_record(store: Store, study: Study, scale: str, settings: Settings) -> 
             f"`out` is {str(store.out)!r}: it holds {study.name} at scale {held.get('scale')}; "
             f"choose another --out for scale {scale}"
         )
-    was, now = held.get("settings") or {}, asked["settings"]
+    # an option that came later had its default
+    before = _identity(study, scale, study.settings(scale))["settings"]
+    was, now = before | (held.get("settings") or {}), asked["settings"]
     other = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if other:
         raise UserError(

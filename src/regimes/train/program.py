@@ -14,7 +14,7 @@ from regimes.control.scale import unscaled
 from regimes.control.width import rates, table
 from regimes.core.derivative import call
 from regimes.core.error import UserError
-from regimes.core.layer import is_stackable
+from regimes.core.layer import is_stackable, stack_of
 from regimes.core.loss import Loss
 from regimes.core.tree import Layout
 
@@ -88,6 +88,7 @@ class Program:
             is_stackable(network) and all(p.requires_grad for p in network.parameters())
             for network in self.networks
         )
+        self._stack = stack_of(self.networks[0]) if self.stackable else None
         self.rates = self._rates()
         self._units = 0
 
@@ -161,8 +162,8 @@ class Program:
     ) -> Tensor:
         """f(w, x) of one piece, (m, n, c), for parameters (m, *shape) by name."""
         networks = networks or self.networks
-        if self.stackable:
-            out = call(networks[0], tree, x)
+        if self._stack is not None:
+            out = call(self._stack, tree, x)
         else:
             each = [
                 call(networks[k], {name: value[i] for name, value in tree.items()}, x)
