@@ -52,7 +52,9 @@ def test_a_batch_with_any_other_checksum_is_not_opened(
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize("danger", [Bomb(), print, Path(), np.random.default_rng], ids=repr)
+@pytest.mark.parametrize(
+    "danger", [Bomb(), print, Path(), np.random.default_rng], ids=["bomb", "print", "path", "generator"]
+)
 def test_nothing_but_arrays_is_named(danger: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"the batch asks for .*, expected numpy arrays only"):

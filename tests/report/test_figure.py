@@ -51,7 +51,7 @@ def test_panels_legend_and_nothing_cut_off(name: str, two: pd.DataFrame) -> None
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_single_seed_and_little_data(name: str) -> None:
-    few = synthetic.study((16, 64), (-1, 4), seeds=1)
+    few = synthetic.study((16, 64), (-1, 1.5, 2, 4), seeds=1)
     needs_members = name in ("ensemble_error", "fluctuation", "fluctuation_width")
     if needs_members:
         with pytest.raises(UserError, match="members"):

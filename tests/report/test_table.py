@@ -117,3 +117,13 @@ def test_read_joins_files_and_names_torn_ones(rows: Any, tmp_path: Path) -> None
     assert len(found) == len(rows)
     assert len(tidy(found)) == rows["key"].nunique()
     assert read(tmp_path / "nowhere")[0].empty
+
+
+def test_nothing_is_interpolated_over_a_wide_gap() -> None:
+    """A network trained deep in both regimes alone, for an ensemble, says nothing of where it crosses."""
+    wide = tidy(synthetic.study((16, 64), (-1, 4), seeds=2))
+    with pytest.raises(UserError, match="none of 4 networks"):
+        transition(wide)
+    close = tidy(synthetic.study((16, 64), (-1, 1.5, 2, 4), seeds=2))
+    assert np.isfinite(transition(close)["alpha_star"]).all()
+    assert np.isfinite(transition(wide, factor=1e6)["alpha_star"]).all()

@@ -249,7 +249,7 @@ def jacobian(
     names: Sequence[str] | None = None,
     chunk: int | None = None,
 ) -> dict[str, Float[Tensor, "n c ..."]]:
-    """The rows of the Jacobian, df_a(w, x_i)/dw: for each parameter a tensor (n, c, *shape).
+    """The rows of the Jacobian, df_a(w, x_i)/dw: for each parameter a tensor ``(n, c, *shape)``.
 
     Each sample is evaluated as a batch of one: by vmap over the samples, or one sample after another where
     the module does something that vmap cannot.

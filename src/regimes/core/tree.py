@@ -89,7 +89,7 @@ class Layout:
         return torch.cat([tree[name].detach().reshape(-1) for name in self.names])
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views of ``flat`` (..., total) by name, each of shape (..., *shape)."""
+        """Views of ``flat`` (..., total) by name, each of shape ``(..., *shape)``."""
         parts = flat.split(self.sizes, dim=-1)
         lead = flat.shape[:-1]
         return {n: p.view(*lead, *s) for n, s, p in zip(self.names, self.shapes, parts, strict=True)}

@@ -178,6 +178,80 @@ def _ntk(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Fig
     return lambda frame: draw(frame.loc[frame["law"] == "ntk"])
 
 
+FIGURES = (
+    (
+        "phase_diagram",
+        "The phase diagram",
+        _ntk(figure.phase_diagram),
+        "Relative change of the tangent kernel, dK, of every run in the plane of width and scale; the line is the "
+        "fitted crossover alpha*, where dK = 1.",
+    ),
+    (
+        "kernel_change",
+        "Change of the kernel",
+        _ntk(figure.kernel_change),
+        "dK = ||K(end) - K(0)|| / ||K(0)|| on test points: the widths fall on one curve in "
+        "sqrt(h) alpha, with one power law in each regime.",
+    ),
+    (
+        "weight_change",
+        "Change of the weights",
+        _ntk(figure.weight_change),
+        "sqrt(h) ||w - w0|| / ||w0||, in the same units.",
+    ),
+    (
+        "learning_time",
+        "Time to learn",
+        _ntk(figure.learning_time),
+        "t1, when the loss has halved: proportional to sqrt(h) alpha in the feature regime, constant in "
+        "the lazy one.",
+    ),
+    (
+        "crossover",
+        "The crossover against width",
+        _ntk(figure.crossover),
+        "alpha* of each network, and the fitted power of the width.",
+    ),
+    (
+        "crossover_by_law",
+        "The crossover under other laws of width",
+        figure.crossover_by_law,
+        "alpha* of each law in its own convention: NTK and standard fall like h^-1/2, mean-field and muP "
+        "stay.",
+    ),
+    (
+        "test_error",
+        "Test error",
+        _ntk(figure.test_error),
+        "Mean over seeds with its interval.",
+    ),
+    (
+        "fluctuation",
+        "Fluctuations along the curve",
+        _ntk(figure.fluctuation),
+        "h Var F over seeds, against sqrt(h) alpha.",
+    ),
+    (
+        "fluctuation_width",
+        "Fluctuations against width",
+        _ntk(figure.fluctuation_width),
+        "Var F over seeds falls like 1/h in both regimes.",
+    ),
+    (
+        "ensemble_error",
+        "Averaging over seeds",
+        _ntk(figure.ensemble_error),
+        "Test error of one network and of the average of an ensemble: the average does not depend on the width.",
+    ),
+)
+
+
+def figures(frame: pd.DataFrame) -> list[Any]:
+    """The figures of the rows: the laws are compared where several were run."""
+    alone = frame.empty or len(set(frame["law"])) < 2
+    return [entry for entry in FIGURES if not (alone and entry[0] == "crossover_by_law")]
+
+
 STUDY = Study(
     name="feature-lazy",
     title="The phase diagram of lazy and feature training in scale and width",
@@ -224,72 +298,7 @@ STUDY = Study(
         ),
     },
     claims=claims.claims,
-    figures=(
-        (
-            "phase_diagram",
-            "The phase diagram",
-            _ntk(figure.phase_diagram),
-            "Relative change of the tangent kernel, dK, of every run in the plane of width and scale; the line is the "
-            "fitted crossover alpha*, where dK = 1.",
-        ),
-        (
-            "kernel_change",
-            "Change of the kernel",
-            _ntk(figure.kernel_change),
-            "dK = ||K(end) - K(0)|| / ||K(0)|| on test points: the widths fall on one curve in "
-            "sqrt(h) alpha, with one power law in each regime.",
-        ),
-        (
-            "weight_change",
-            "Change of the weights",
-            _ntk(figure.weight_change),
-            "sqrt(h) ||w - w0|| / ||w0||, in the same units.",
-        ),
-        (
-            "learning_time",
-            "Time to learn",
-            _ntk(figure.learning_time),
-            "t1, when the loss has halved: proportional to sqrt(h) alpha in the feature regime, constant in "
-            "the lazy one.",
-        ),
-        (
-            "crossover",
-            "The crossover against width",
-            _ntk(figure.crossover),
-            "alpha* of each network, and the fitted power of the width.",
-        ),
-        (
-            "crossover_by_law",
-            "The crossover under other laws of width",
-            figure.crossover_by_law,
-            "alpha* of each law in its own convention: NTK and standard fall like h^-1/2, mean-field and muP "
-            "stay. Drawn where several laws were run.",
-        ),
-        (
-            "test_error",
-            "Test error",
-            _ntk(figure.test_error),
-            "Mean over seeds with its interval.",
-        ),
-        (
-            "fluctuation",
-            "Fluctuations along the curve",
-            _ntk(figure.fluctuation),
-            "h Var F over seeds, against sqrt(h) alpha.",
-        ),
-        (
-            "fluctuation_width",
-            "Fluctuations against width",
-            _ntk(figure.fluctuation_width),
-            "Var F over seeds falls like 1/h in both regimes.",
-        ),
-        (
-            "ensemble_error",
-            "Averaging over seeds",
-            _ntk(figure.ensemble_error),
-            "Test error of one network and of the average of an ensemble: the average does not depend on the width.",
-        ),
-    ),
+    figures=figures,
 )
 
 

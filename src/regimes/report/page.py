@@ -40,7 +40,7 @@ class Described(Protocol):
     @property
     def claims(self) -> Claims: ...
     @property
-    def figures(self) -> Sequence[Any]: ...
+    def figures(self) -> Sequence[Any] | Callable[[pd.DataFrame], Sequence[Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def build(
     Arguments:
         store: the folder ``OUT`` with ``rows/*.parquet`` and ``study.json``; both may be missing.
         study: has ``name``, ``title``, ``paper``, ``claims`` (of :class:`regimes.report.claim.Claim`) and
-            ``figures``, tuples ``(name, title, function, caption)`` with ``function(rows) -> Figure``.
+            ``figures``, tuples ``(name, title, function, caption)`` with ``function(rows) -> Figure``; either
+            may be a function of the rows.
         frame: the rows, if they are at hand.
         write: called as ``write(path, bytes)`` for each file.
 
@@ -143,7 +144,8 @@ def build(
     if frame is None:
         frame, torn = read(out / "rows")
     found = verdicts(study.claims, frame)
-    shown = [draw(entry, frame) for entry in study.figures]
+    wanted = study.figures(frame) if callable(study.figures) else study.figures
+    shown = [draw(entry, frame) for entry in wanted]
     write(out / "claims.json", dumps(found).encode())
     for one in shown:
         for kind, content in (("svg", one.svg), ("png", one.png)):

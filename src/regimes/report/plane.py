@@ -19,7 +19,7 @@ __all__ = ["curve_law", "star_law", "variance_law"]
 def curve_law(rows: pd.DataFrame, column: str, window: tuple[float, float]) -> PowerLaw:
     r"""The power law of ``column`` against :math:`x = \sqrt h\,\alpha` in a window, over all widths.
 
-    Only networks (one width and seed) measured at three or more values of x in the window count: one that was
+    Only networks (one width and seed) measured at two or more values of x in the window count: one that was
     trained at a single x, for an ensemble, says nothing of a slope. The error is clustered over networks.
 
     Raises:
@@ -27,7 +27,7 @@ def curve_law(rows: pd.DataFrame, column: str, window: tuple[float, float]) -> P
     """
     table = need(rows, ["x", "network", column])
     inside = table.loc[table["x"].between(*window)]
-    parts = [part for _, part in inside.groupby("network") if part["x"].nunique() >= 3]
+    parts = [part for _, part in inside.groupby("network") if part["x"].nunique() >= 2]
     curves = pd.concat(parts) if parts else inside.iloc[:0]
     return power_law(curves["x"], curves[column], window, groups=curves["network"])
 

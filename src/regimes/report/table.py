@@ -220,7 +220,7 @@ def transition(frame: pd.DataFrame, level: float = 1.0, factor: float = 10.0) ->
         try:
             place = crossing(part["alpha"], part["dK"], level)
             alphas = array(part["alpha"])
-            wide = alphas[alphas >= place].min() > factor * alphas[alphas <= place].max()
+            wide = alphas[alphas >= place].min() > 1.001 * factor * alphas[alphas <= place].max()
         except UserError:
             place, wide = np.nan, True
         lines.append({**named(keys, values), "alpha_star": np.nan if wide else place})
