@@ -14,6 +14,8 @@ from torch import Tensor
 from regimes import control, measure, models
 from regimes.core.error import UserError
 from regimes.core.state import State
+from regimes.core.tree import trainable
+from regimes.measure import KernelDrift
 from tests import reference
 
 
@@ -93,3 +95,25 @@ def test_probe_compares_with_the_origin(reduce: measure.Reduce) -> None:
     assert at_start["dK"] == 0
     assert at_start["alignment"] == values["alignment0"] == at_start["alignment0"]
     assert measure.KernelDrift(x).look(moved).keys() == {"dK", "kernel_distance"}
+
+
+def test_the_kernel_of_a_law_is_that_of_its_dynamics() -> None:
+    """Mean-field and muP are one flow in function space, so their kernels move alike; layer by layer they do not."""
+    x = torch.randn(12, 6, dtype=torch.float64)
+    moved = {}
+    for law in (control.MEAN_FIELD, control.MUP):
+        net = control.scale(models.mlp(6, 16, 2, law=law, seed=3), 1.0)
+        origin = {n: p.detach().clone() for n, p in trainable(net).items()}
+        speeds = control.rates(net)
+        # the same small step of the flow: each parameter by rate times its gradient
+        grads = torch.autograd.grad(net.network(x).sum(), list(trainable(net).values()))
+        step = {n: origin[n] - 1e-3 * speeds[n] * g for (n, _), g in zip(origin.items(), grads, strict=True)}
+        moved[law.name] = KernelDrift(x).look(State(net, step, origin))["dK"]
+    assert moved["mean-field"] == pytest.approx(moved["mup"], rel=1e-9)
+    assert moved["mup"] > 0
+
+
+def test_a_bias_with_a_rate_of_its_own_is_refused() -> None:
+    net = models.mlp(3, 4, 1, law=control.MUP, bias=True)
+    with pytest.raises(UserError, match="bias=False"):
+        KernelDrift(torch.ones(2, 3, dtype=torch.float64)).look(State.of(net))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
+from regimes.control.width import rates
 from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.measure.kernel.ntk import ntk
@@ -130,6 +131,9 @@ def one_hot(y: Tensor) -> Tensor:
 class KernelDrift(Snapshot):
     """How far the tangent kernel of a member has moved since its start, on fixed inputs.
 
+    Where a law of width gives layers rates of their own (muP), the kernel is that of the training dynamics, the
+    sum over layers of rate times the kernel of the layer: F moves by minus that kernel times the slope of the loss.
+
     Values: ``dK`` (:func:`drift`), ``kernel_distance``, and with targets ``alignment`` and ``alignment0``,
     that of the kernel at the start. The first look computes two kernels, later ones one each.
 
@@ -161,9 +165,21 @@ class KernelDrift(Snapshot):
         return values
 
     def _kernel(self, state: State) -> Tensor:
-        return ntk(
-            state.module, self.inputs, reduce=self.reduce, memory=self.memory, parameters=state.parameters
+        """The sum over layers of rate times kernel; the factor that all rates share is left out."""
+        speeds = _layer_rates(state.module)
+        if len(set(speeds.values())) <= 1:
+            return ntk(
+                state.module, self.inputs, reduce=self.reduce, memory=self.memory, parameters=state.parameters
+            )
+        layers = ntk(
+            state.module,
+            self.inputs,
+            reduce=self.reduce,
+            by_layer=True,
+            memory=self.memory,
+            parameters=state.parameters,
         )
+        return torch.stack([speeds[name] * k for name, k in layers.items()]).sum(0)
 
     def _alignment(self, k: Tensor) -> float:
         assert self.targets is not None
@@ -171,3 +187,17 @@ class KernelDrift(Snapshot):
             k = k.diagonal(dim1=2, dim2=3)
         trace = k if self.reduce == "trace" else k.mean(-1)
         return alignment(trace, self.targets, centered=self.centered)
+
+
+def _layer_rates(module: nn.Module) -> dict[str, float]:
+    """The rate of each layer that trains, by its name."""
+    by_layer: dict[str, set[float]] = {}
+    for name, rate in rates(module).items():
+        by_layer.setdefault(name.rpartition(".")[0], set()).add(rate)
+    every = {rate for found in by_layer.values() for rate in found}
+    if len(every) > 1 and (mixed := [name for name, found in by_layer.items() if len(found) > 1]):
+        raise UserError(
+            f"`state`: the weights and the bias of layer '{mixed[0]}' have different rates under its law of width, "
+            "which the kernel by layer cannot tell apart; build the network with bias=False"
+        )
+    return {name: next(iter(found)) for name, found in by_layer.items()}

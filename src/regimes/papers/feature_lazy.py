@@ -77,7 +77,7 @@ class Panel:
     def _search(self, settings: Mapping[str, Any], law: str, h: int) -> Sweep:
         """alpha* of one width: more seeds for the narrow networks, whose kernels fluctuate more."""
         most = max(settings["seeds"], settings["members"])
-        seeds = max(settings["seeds"], min(most, most * 32 // h)) if law == "ntk" else settings["seeds"]
+        seeds = max(settings["seeds"], min(most, most * 32 // h))
         return bisection(
             FlowRun,
             axis="alpha",
@@ -110,7 +110,9 @@ def _alpha(x: float, h: int, law: str) -> float:
 # The exponents are those of the first panel; the others show that they do not hang on data set or depth.
 NARROW = (16, 32, 64, 128)
 SMALL = {
-    ("mnist", 2): Panel("mnist", 2),
+    ("mnist", 2): Panel(
+        "mnist", 2, crossover=(16, 32, 64, 128, 256, 512), ensemble=(32, 64, 128, 256, 512)
+    ),
     ("mnist", 3): Panel("mnist", 3, n=256, curve=(32, 64), crossover=NARROW, ensemble=()),
     ("fashion-mnist", 2): Panel(
         "fashion-mnist", 2, n=256, pca=None, curve=(64,), crossover=NARROW, ensemble=()
