@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from pathlib import Path
 from types import ModuleType
 
 from docutils import nodes
@@ -94,24 +93,5 @@ def comment(module: ModuleType, name: str) -> list[str]:
     return []
 
 
-class Gallery(Directive):
-    """Every figure in ``docs/gallery``, the vector file where there is one; empty while there is none."""
-
-    def run(self) -> list[nodes.Node]:
-        found = sorted(Path(__file__).parent.glob("gallery/*.png")) + sorted(
-            Path(__file__).parent.glob("gallery/*.svg")
-        )
-        chosen = {path.stem: path for path in found}
-        if not chosen:
-            return [nodes.paragraph(text="No figure has been added yet.")]
-        return [self._figure(chosen[stem]) for stem in sorted(chosen)]
-
-    def _figure(self, path: Path) -> nodes.figure:
-        title = path.stem.replace("-", " ").replace("_", " ")
-        image = nodes.image(uri=f"gallery/{path.name}", alt=title)
-        return nodes.figure("", image, nodes.caption(text=title))
-
-
 def setup(app: Sphinx) -> None:
-    app.add_directive("gallery", Gallery)
     app.add_directive("public", Public)

@@ -110,9 +110,7 @@ def _alpha(x: float, h: int, law: str) -> float:
 # The exponents are those of the first panel; the others show that they do not hang on data set or depth.
 NARROW = (16, 32, 64, 128)
 SMALL = {
-    ("mnist", 2): Panel(
-        "mnist", 2, crossover=(16, 32, 64, 128, 256, 512), ensemble=(32, 64, 128, 256, 512)
-    ),
+    ("mnist", 2): Panel("mnist", 2, crossover=(16, 32, 64, 128, 256, 512), ensemble=(32, 64, 128, 256, 512)),
     ("mnist", 3): Panel("mnist", 3, n=256, curve=(32, 64), crossover=NARROW, ensemble=()),
     ("fashion-mnist", 2): Panel(
         "fashion-mnist", 2, n=256, pca=None, curve=(64,), crossover=NARROW, ensemble=()

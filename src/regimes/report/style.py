@@ -106,9 +106,10 @@ def shifts(values: Iterable[Any]) -> dict[Any, float]:
 def canvas(count: int, rows: int = 1, height: float = 2.5) -> tuple[Figure, list[list[Axes]]]:
     """An empty figure: ``rows`` lists of ``count`` panels, each about a column wide; no pyplot.
 
-    A single list of more than three panels is wrapped over several lines.
+    A single list of more than three panels is wrapped over several lines, four as two by two.
     """
-    across, lines = (count, rows) if rows > 1 or count <= 3 else (3, -(-count // 3))
+    most = 2 if count == 4 else 3
+    across, lines = (count, rows) if rows > 1 or count <= 3 else (most, -(-count // most))
     figure = Figure(
         figsize=(COLUMN if across == 1 else 3.0 * across, height * lines + 0.55), layout="constrained"
     )

@@ -140,10 +140,11 @@ def _turn(a: Tensor, b: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
 
 
 def _choose(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """The rows of ``new`` where ok, else those of ``old``; no copy when all are."""
-    if bool(ok.all()):
-        return new
-    return torch.where(ok.view(-1, *[1] * (new.dim() - 1)), new, old)
+    """``new``, which nobody has seen yet, with the rows that are not ok put back; few are, so few move."""
+    back = (~ok).nonzero()[:, 0]
+    if len(back):
+        new[back] = old[back]
+    return new
 
 
 def flow(

@@ -189,7 +189,8 @@ class Program:
         self, flat: Tensor, members: Tensor, x: Tensor, y: Tensor, offsets: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """F (m, n, c), the mean of loss(F, y) (m,), and the gradient of that over alpha^2 (m, total)."""
-        gradient = torch.zeros_like(flat)
+        gradient = torch.empty_like(flat)
+        gradient[:, self.layout.total :] = 0
         found = []
         for piece in self.pieces(len(flat), x):
             tree = {name: w.requires_grad_() for name, w in self._tree(flat[piece].detach()).items()}
