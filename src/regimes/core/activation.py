@@ -34,8 +34,7 @@ def _softplus_(z: Tensor) -> Tensor:
 
 def _slope(y: Tensor, beta: float, a: float, out: Tensor) -> Tensor:
     """dy/dx = a (1 - exp(-beta y / a)), into ``out``."""
-    torch.add(y.new_tensor(math.log(a)), y, alpha=-beta / a, out=out).exp_()
-    return torch.sub(y.new_tensor(a), out, out=out)
+    return torch.mul(y, -beta / a, out=out).exp_().mul_(-a).add_(a)
 
 
 class _Softplus(torch.autograd.Function):
