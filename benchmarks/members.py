@@ -42,7 +42,7 @@ class Plain(nn.Module):
 
 
 def plain_flow(net: Plain, alpha: float, x: Tensor, y: Tensor, steps: int) -> tuple[float, int]:
-    """Gradient flow of one network as in PAPERS: tentative step, two tests, keep or divide dt by 10."""
+    """Gradient flow of one network by the published rule: tentative step, two tests, keep or divide dt by 10."""
     params = list(net.parameters())
     with torch.no_grad():
         start = net(x)
