@@ -13,7 +13,7 @@ from torch import Tensor, nn
 __all__ = ["ACTIVATIONS", "ScaledReLU", "ScaledTanh", "Softplus"]
 
 
-# Entries of a block whose temporaries stay in the first caches of a core; also the grain of torch's threads.
+# Entries of a block, for each thread, whose temporaries stay in the second-level cache of a core.
 _BLOCK = 1 << 16
 
 

@@ -20,7 +20,7 @@ from regimes.core.tree import Layout
 
 __all__ = ["Program", "choose_dtype", "members_of"]
 
-# Activations of about this many entries at a time stay in the second-level cache of a core.
+# Activations of about this many entries at a time: smaller pieces cost more calls, larger ones gain nothing.
 _ENTRIES = 1 << 19
 # From here on alpha (f - f0) has lost half its digits in float32 (Chizat et al. 2019 sweep in double).
 _LAZY = 1e3
@@ -84,13 +84,18 @@ class Program:
         self.device = next(self.networks[0].parameters()).device
         self.alpha = torch.tensor([alpha for _, alpha, _ in parts], dtype=dtype, device=self.device)
         # A frozen parameter is not in the matrix: the stack would take that of the first member for all.
-        self.stackable = all(
+        stackable = all(
             is_stackable(network) and all(p.requires_grad for p in network.parameters())
             for network in self.networks
         )
-        self._stack = stack_of(self.networks[0]) if self.stackable else None
+        self._stack = stack_of(self.networks[0]) if stackable else None
         self.rates = self._rates()
         self._units = 0
+
+    @property
+    def stackable(self) -> bool:
+        """Whether the members run as one stack; otherwise one by one."""
+        return self._stack is not None
 
     def _check(self) -> None:
         if not self.layout.total:
