@@ -33,12 +33,12 @@ class Scaled(nn.Module):
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         self.register_buffer("alpha", torch.tensor(float(alpha), dtype=dtype, device=like.device))
 
-    def forward(self, *args: Any) -> Tensor:
+    def forward(self, *args: Any, **named: Any) -> Tensor:
         """F(w, x), of the shape of f(w, x)."""
-        out = self.network(*args)
+        out = self.network(*args, **named)
         if self.origin is not None:
             with torch.no_grad():
-                start = self.origin(*args)
+                start = self.origin(*args, **named)
             out = out - start
         return self.alpha * out
 

@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-__all__ = ["activation", "derivative", "error", "layer", "loss", "state", "tree"]
+__all__ = ["activation", "batch", "derivative", "error", "layer", "loss", "state", "tree"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -6,19 +6,22 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from regimes.core.batch import Inputs, count, device_of, feed, take, transform
 from regimes.core.error import UserError, nearest
 from regimes.core.tree import trainable
 
 __all__ = [
+    "Output",
     "bind",
     "call",
     "check_names",
@@ -33,6 +36,8 @@ __all__ = [
 ]
 
 Tree = Mapping[str, Tensor]
+Output = Callable[[Any], Tensor]
+"""What picks the outputs (n, c) or (n,) from what a module returns."""
 
 
 @contextmanager
@@ -59,17 +64,28 @@ def bind(module: nn.Module, parameters: Tree) -> Iterator[nn.Module]:
             owner[key] = own
 
 
-def call(module: nn.Module, parameters: Tree, x: Tensor) -> Tensor:
-    """f(w, x): the output of the module at these parameters."""
+def call(module: nn.Module, parameters: Tree, x: Inputs, output: Output | None = None) -> Tensor:
+    """f(w, x): what the module returns at these parameters, or what ``output`` picks from it."""
     with bind(module, parameters):
-        return module(x)
+        found = feed(module, x)
+    return found if output is None else output(found)
 
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Inside the block gradients exist, in the precision of the parameters, whatever mode surrounds it."""
+    """Inside the block gradients exist, in the precision of the parameters, whatever mode surrounds it.
+
+    Autocast is off, and so is TF32 on a CUDA device: a kernel that drifts by a thousandth would drown in it.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-        yield
+        try:
+            if device.type == "cuda":
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+            yield
+        finally:
+            if device.type == "cuda":
+                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def plain(value: Tensor) -> Tensor:
@@ -86,12 +102,13 @@ def columns(outputs: Tensor, samples: int) -> Float[Tensor, "n c"]:
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         kind = outputs.dtype if isinstance(outputs, Tensor) else type(outputs).__name__
         raise UserError(
-            f"`module`: gave outputs of type {kind}, expected a tensor of real numbers; wrap the module"
+            f"`module`: gave outputs of type {kind}, expected a tensor of real numbers (n,) or (n, c); "
+            "wrap the module, or pick them: output=lambda out: out.logits"
         )
-    if outputs.dim() not in (1, 2) or outputs.shape[0] != samples:
+    if outputs.dim() not in (1, 2) or outputs.shape[0] != samples or 0 in outputs.shape:
         raise UserError(
-            f"`module`: gave outputs of shape {tuple(outputs.shape)} for {samples} samples, "
-            "expected (n,) or (n, c); flatten them in a module around it"
+            f"`module`: gave outputs of shape {tuple(outputs.shape)} for {samples} samples, expected (n,) or "
+            "(n, c); flatten them in a module around it, or pick some: output=lambda out: out[:, 0]"
         )
     return outputs if outputs.dim() == 2 else outputs[:, None]
 
@@ -142,7 +159,7 @@ def check_separable(module: nn.Module) -> None:
 
 
 def jvp(
-    module: nn.Module, parameters: Tree, x: Shaped[Tensor, "n ..."], tangent: Tree
+    module: nn.Module, parameters: Tree, x: Inputs, tangent: Tree, *, output: Output | None = None
 ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
     """f(w, x) and J(w, x) v, by one pass in forward mode.
 
@@ -153,18 +170,19 @@ def jvp(
         parameters: w by name.
         x: inputs.
         tangent: v, by the names it moves; all others stay.
+        output: what picks the outputs from what the module returns.
 
     Returns:
         Outputs and their derivative along v, (n, c) each.
     """
 
     def outputs(moving: Tree) -> Tensor:
-        return columns(call(module, {**fixed, **moving}, x), len(x))
+        return columns(call(module, {**fixed, **moving}, x, output), count(x))
 
     _load_forward_mode()
     # Fused attention has no forward mode (pytorch issue 117629); attention written out has.
-    with exact(x.device), sdpa_kernel(SDPBackend.MATH):
-        x = plain(x)
+    with exact(device_of(x)), sdpa_kernel(SDPBackend.MATH):
+        x = transform(x, plain)
         fixed = {name: plain(value) for name, value in parameters.items()}
         values = {name: fixed[name] for name in tangent}
         tangent = {name: plain(value) for name, value in tangent.items()}
@@ -198,7 +216,12 @@ def _jvp_by_vjp(outputs: Callable[[Tree], Tensor], values: Tree, tangent: Tree) 
 
 
 def vjp(
-    module: nn.Module, parameters: Tree, x: Shaped[Tensor, "n ..."], cotangent: Float[Tensor, "n c"]
+    module: nn.Module,
+    parameters: Tree,
+    x: Inputs,
+    cotangent: Float[Tensor, "n c"],
+    *,
+    output: Output | None = None,
 ) -> tuple[Float[Tensor, "n c"], dict[str, Tensor]]:
     """f(w, x) and J(w, x)^T u, by one pass forward and one backward.
 
@@ -207,13 +230,14 @@ def vjp(
         parameters: w by name; the derivative is with respect to all of them.
         x: inputs.
         cotangent: u.
+        output: what picks the outputs from what the module returns.
 
     Returns:
         Outputs (n, c), and the sum over samples and outputs of u times the gradient, by name.
     """
-    with exact(x.device), torch.enable_grad():
+    with exact(device_of(x)), torch.enable_grad():
         leaves = {name: plain(value).requires_grad_() for name, value in parameters.items()}
-        out = columns(call(module, leaves, plain(x)), len(x))
+        out = columns(call(module, leaves, transform(x, plain), output), count(x))
         if not out.requires_grad:
             return out, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         grads = torch.autograd.grad(out, list(leaves.values()), plain(cotangent), materialize_grads=True)
@@ -244,10 +268,11 @@ def hvp(function: Callable[[Tree], Tensor], parameters: Tree, direction: Tree) -
 def jacobian(
     module: nn.Module,
     parameters: Tree,
-    x: Shaped[Tensor, "n ..."],
+    x: Inputs,
     *,
     names: Sequence[str] | None = None,
     chunk: int | None = None,
+    output: Output | None = None,
 ) -> dict[str, Float[Tensor, "n c ..."]]:
     """The rows of the Jacobian, df_a(w, x_i)/dw: for each parameter a tensor ``(n, c, *shape)``.
 
@@ -260,6 +285,7 @@ def jacobian(
         x: inputs.
         names: the parameters to differentiate by (default: all in ``parameters``).
         chunk: the number of samples at a time (default: all).
+        output: what picks the outputs from what the module returns.
 
     Raises:
         UserError: if the module couples samples or is random (see :func:`check_separable`).
@@ -270,24 +296,26 @@ def jacobian(
     """
     check_separable(module)
 
-    def outputs(moving: Tree, sample: Tensor) -> Tensor:
-        return call(module, {**every, **moving}, sample[None]).reshape(-1)
+    def outputs(moving: Tree, sample: Inputs) -> Tensor:
+        alone = transform(sample, lambda tensor: tensor[None])
+        return call(module, {**every, **moving}, alone, output).reshape(-1)
 
     # Attention written out goes through vmap, fused attention does not. Where else torch falls back to a loop
     # of its own, there is nothing that a user could do about its warning.
-    with exact(x.device), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+    with exact(device_of(x)), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         every = {name: plain(value) for name, value in parameters.items()}
         wanted = {name: every[name] for name in (every if names is None else names)}
-        return _rows(outputs, wanted, plain(x), chunk)
+        return _rows(outputs, wanted, transform(x, plain), chunk)
 
 
 def _rows(
-    outputs: Callable[[Tree, Tensor], Tensor], wanted: Tree, x: Tensor, chunk: int | None
+    outputs: Callable[[Tree, Any], Tensor], wanted: Tree, x: Inputs, chunk: int | None
 ) -> dict[str, Tensor]:
     """The Jacobian by vmap, else by a loop."""
+    axes = 0 if isinstance(x, Tensor) else transform(x, lambda _: 0)
     try:
-        return vmap(jacrev(outputs), (None, 0), chunk_size=chunk)(wanted, x)
+        return vmap(jacrev(outputs), (None, axes), chunk_size=chunk)(wanted, x)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:
@@ -298,12 +326,11 @@ def _rows(
         return _jacobian_by_loop(outputs, wanted, x)
 
 
-def _jacobian_by_loop(
-    outputs: Callable[[Tree, Tensor], Tensor], wanted: Tree, x: Tensor
-) -> dict[str, Tensor]:
+def _jacobian_by_loop(outputs: Callable[[Tree, Any], Tensor], wanted: Tree, x: Inputs) -> dict[str, Tensor]:
     rows: dict[str, list[Tensor]] = {name: [] for name in wanted}
     with torch.enable_grad():
-        for sample in x:
+        for i in range(count(x)):
+            sample = take(x, torch.tensor(i))
             leaves = {name: value.detach().requires_grad_() for name, value in wanted.items()}
             out = outputs(leaves, sample)
             grads = [_gradient(one, list(leaves.values())) for one in out.unbind()]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from regimes.core.batch import Inputs
 from regimes.core.derivative import call
 from regimes.core.tree import trainable
 
@@ -49,7 +50,7 @@ class State:
     outputs: Tensor | None = None
     update: Mapping[str, Tensor] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Inputs) -> Tensor:
         """F(w(t), x)."""
         return call(self.module, self.parameters, x)
 

@@ -1,0 +1,123 @@
+"""The inputs of a network: one tensor, several in a tuple, or several by name, with the samples in front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regimes.core.error import UserError
+
+__all__ = [
+    "Inputs",
+    "check",
+    "check_finite",
+    "count",
+    "device_of",
+    "feed",
+    "same_samples",
+    "take",
+    "tensors",
+    "transform",
+]
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+"""A tensor (n, ...); a tuple, for ``module(*x)``; a mapping, for ``module(**x)``. All tensors have n samples in
+front; entries that are no tensors (flags, None) are handed on."""
+
+
+def transform(x: Inputs, function: Callable[[Tensor], Any]) -> Any:
+    """The same inputs with each tensor replaced."""
+    if isinstance(x, Tensor):
+        return function(x)
+    if isinstance(x, Mapping):
+        return {name: function(v) if isinstance(v, Tensor) else v for name, v in x.items()}
+    return tuple(function(v) if isinstance(v, Tensor) else v for v in x)
+
+
+def tensors(x: Inputs) -> dict[str, Tensor]:
+    """The tensors of the inputs by a label that a user recognises: "", "[0]", "['input_ids']"."""
+    if isinstance(x, Tensor):
+        return {"": x}
+    pairs = x.items() if isinstance(x, Mapping) else enumerate(x)
+    return {f"[{key!r}]": value for key, value in pairs if isinstance(value, Tensor)}
+
+
+def count(x: Inputs) -> int:
+    """n, the number of samples."""
+    return len(x) if isinstance(x, Tensor) else len(next(iter(tensors(x).values())))
+
+
+def device_of(x: Inputs) -> torch.device:
+    """Where the first tensor lies."""
+    return next(iter(tensors(x).values())).device
+
+
+def take(x: Inputs, samples: slice | Tensor) -> Any:
+    """Some of the samples.
+
+    >>> take((torch.arange(3), torch.eye(3)), slice(0, 1))
+    (tensor([0]), tensor([[1., 0., 0.]]))
+    """
+    return transform(x, lambda tensor: tensor[samples])
+
+
+def feed(module: nn.Module, x: Inputs) -> Any:
+    """What the module returns for these inputs."""
+    if isinstance(x, Tensor):
+        return module(x)
+    return module(**x) if isinstance(x, Mapping) else module(*x)
+
+
+def check(x: Inputs, name: str) -> None:
+    """Raise unless there are samples, as many in each tensor, and all numbers are finite.
+
+    Raises:
+        UserError: names the argument, the sample and the entry.
+    """
+    if not isinstance(x, Tensor | Mapping | tuple | list) or not tensors(x):
+        raise UserError(
+            f"`{name}`: got {type(x).__name__}, expected a tensor (n, ...), or a tuple or a mapping of tensors"
+        )
+    first: tuple[str, int] | None = None
+    for label, tensor in tensors(x).items():
+        if tensor.dim() == 0 or not len(tensor):
+            raise UserError(
+                f"`{name}{label}`: got shape {tuple(tensor.shape)}, expected at least one sample, (n, ...)"
+            )
+        first = first or (label, len(tensor))
+        if len(tensor) != first[1]:
+            raise UserError(
+                f"`{name}{label}`: got {len(tensor)} samples, expected {first[1]}, as in `{name}{first[0]}`; "
+                "every tensor has the samples in front"
+            )
+        check_finite(tensor, f"`{name}{label}`", "drop that sample, or mend it")
+
+
+def check_finite(tensor: Tensor, what: str, way_out: str) -> None:
+    """Raise if an entry is nan or infinite, and say which is the first."""
+    if not tensor.is_floating_point():
+        return
+    # A finite sum settles it in one pass; an infinite one may come from large finite entries.
+    if tensor.sum().isfinite() or tensor.isfinite().all():
+        return
+    where = tuple((~tensor.isfinite()).nonzero()[0].tolist())
+    at = f"[{', '.join(map(str, where))}]" if where else "it"
+    raise UserError(f"{what}: {at} is {float(tensor[where])}, expected finite numbers; {way_out}")
+
+
+def same_samples(x1: Inputs, x2: Inputs) -> None:
+    """Raise unless samples of ``x2`` have the shapes of those of ``x1``."""
+    left, right = tensors(x1), tensors(x2)
+    if list(left) != list(right):
+        raise UserError(
+            f"`x2`: got tensors {', '.join(right) or 'none'}, expected {', '.join(left)}, as in `x1`"
+        )
+    for label, tensor in right.items():
+        if tensor.shape[1:] != left[label].shape[1:]:
+            raise UserError(
+                f"`x2{label}`: got samples of shape {tuple(tensor.shape[1:])}, expected "
+                f"{tuple(left[label].shape[1:])}, as in `x1{label}`"
+            )
