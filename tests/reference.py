@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,25 +11,55 @@ from torch import Tensor, nn
 __all__ = [
     "alignment",
     "drift",
+    "each",
     "jacobian",
     "kernel",
     "kernel_distance",
     "linear_gap",
+    "products",
     "variance",
 ]
 
+Output = Callable[[Any], Tensor]
 
-def outputs_of(module: nn.Module, sample: Tensor) -> Tensor:
+
+def each(x: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same inputs with each tensor replaced: a tensor, a tuple or a list, or a mapping."""
+    if isinstance(x, Tensor):
+        return function(x)
+    if isinstance(x, Mapping):
+        return {name: function(one) if isinstance(one, Tensor) else one for name, one in x.items()}
+    return tuple(function(one) if isinstance(one, Tensor) else one for one in x)
+
+
+def samples(x: Any) -> Iterator[Any]:
+    """Each sample as a batch of one, in memory of its own."""
+    if isinstance(x, Tensor):
+        lengths = {len(x)}
+    else:
+        lengths = {
+            len(one) for one in (x.values() if isinstance(x, Mapping) else x) if isinstance(one, Tensor)
+        }
+    (n,) = lengths
+    for i in range(n):
+        yield each(x, lambda tensor, i=i: tensor[i : i + 1].clone())
+
+
+def outputs_of(module: nn.Module, sample: Any, output: Output | None = None) -> Tensor:
     """f(x) of one sample, as a batch of one: (c,)."""
-    return module(sample[None]).reshape(-1)
+    if isinstance(sample, Tensor):
+        out = module(sample)
+    else:
+        out = module(**sample) if isinstance(sample, Mapping) else module(*sample)
+    return (out if output is None else output(out)).reshape(-1)
 
 
-def jacobian(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def jacobian(module: nn.Module, x: Any, output: Output | None = None) -> dict[str, Tensor]:
     """df_a(x_i)/dw for each parameter that requires grad, (n, c, *shape), one number of F after another."""
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     rows: dict[str, list[Tensor]] = {name: [] for name in named}
-    for sample in x:
-        outputs = outputs_of(module, sample)
+    for sample in samples(x):
+        outputs = outputs_of(module, sample, output)
         if not outputs.requires_grad:
             outputs = outputs + 0 * next(iter(named.values())).sum()
         per_output = [
@@ -36,22 +67,29 @@ def jacobian(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
             for one in outputs
         ]
         for k, (name, p) in enumerate(named.items()):
-            zero = torch.zeros_like(p)
-            rows[name].append(torch.stack([zero if g[k] is None else g[k] for g in per_output]))
-    return {name: torch.stack(each) for name, each in rows.items()}
+            grads = [torch.zeros_like(p) if g[k] is None else g[k].to_dense() for g in per_output]
+            rows[name].append(torch.stack(grads))
+    return {name: torch.stack(one) for name, one in rows.items()}
 
 
-def kernel(module: nn.Module, x1: Tensor, x2: Tensor, reduce: str = "full") -> dict[str, Tensor]:
-    """The tangent kernel of each owner of parameters, by its definition."""
-    left, right = jacobian(module, x1), jacobian(module, x2)
+def products(left: Mapping[str, Tensor], right: Mapping[str, Tensor], reduce: str) -> dict[str, Tensor]:
+    """J1 J2^T of each owner of parameters, from the rows of two Jacobians."""
     parts: dict[str, Tensor] = {}
     for name in left:
-        full = torch.einsum("iap,jbp->ijab", left[name].flatten(2), right[name].flatten(2))
+        rows, columns = (one.reshape(*one.shape[:2], -1) for one in (left[name], right[name]))
+        full = torch.einsum("iap,jbp->ijab", rows, columns)
         diagonal = torch.stack([full[:, :, a, a] for a in range(full.shape[2])], -1)
         part = {"full": full, "diagonal": diagonal, "trace": diagonal.mean(-1)}[reduce]
         owner = name.rpartition(".")[0]
         parts[owner] = parts[owner] + part if owner in parts else part
     return parts
+
+
+def kernel(
+    module: nn.Module, x1: Any, x2: Any, reduce: str = "full", output: Output | None = None
+) -> dict[str, Tensor]:
+    """The tangent kernel of each owner of parameters, by its definition."""
+    return products(jacobian(module, x1, output), jacobian(module, x2, output), reduce)
 
 
 def drift(k: Tensor, k0: Tensor) -> float:
@@ -78,13 +116,14 @@ def linear_gap(module: nn.Module, x: Tensor, origin: Mapping[str, Tensor]) -> fl
     """||F - F_lin|| / ||F||, F_lin = F(w0, x) + J(w0, x) (w - w0), with J written out."""
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     now = {name: p.detach().clone() for name, p in named.items()}
-    f = torch.stack([outputs_of(module, sample) for sample in x]).detach()
+    f = torch.stack([outputs_of(module, sample) for sample in samples(x)]).detach()
     with torch.no_grad():
         for name, p in named.items():
             p.copy_(origin[name])
-    linear = torch.stack([outputs_of(module, sample) for sample in x]).detach()
+    linear = torch.stack([outputs_of(module, sample) for sample in samples(x)]).detach()
     for name, rows in jacobian(module, x).items():
-        linear = linear + torch.einsum("iap,p->ia", rows.flatten(2), (now[name] - origin[name]).flatten())
+        step = (now[name] - origin[name]).flatten()
+        linear = linear + torch.einsum("iap,p->ia", rows.reshape(*rows.shape[:2], -1), step)
     with torch.no_grad():
         for name, p in named.items():
             p.copy_(now[name])

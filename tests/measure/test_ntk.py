@@ -3,96 +3,166 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from regimes import control, measure, models
+from regimes.core.batch import tensors
 from regimes.core.error import UserError
 from regimes.core.state import State
-from regimes.measure.kernel import tiles
-from regimes.measure.kernel.rules import Reduce
-from regimes.measure.kernel.trace import Network, plan
+from regimes.measure import Reduce
 from tests import reference
-from tests.measure.awkward import F64, MODULES, D, build
-from tests.properties import assert_close, assert_psd, assert_symmetric
+from tests.measure.awkward import CASES, F64, TABLES, D, build, samples
+from tests.measure.awkward_refused import COUPLED
+from tests.measure.limits import least_memory
+from tests.properties import assert_close
 
-REDUCTIONS: tuple[Reduce, ...] = ("full", "diagonal", "trace")
+REDUCTIONS: tuple[Reduce, ...] = get_args(Reduce)
+Parts = dict[str, Tensor]
+
+
+@cache
+def rows(name: str, n: int) -> Parts:
+    """The Jacobian of an entry of the table for n samples, by its definition."""
+    return reference.jacobian(build(name), samples(name, n), CASES[name].output)
+
+
+def whole(parts: Parts) -> Tensor:
+    return torch.stack(list(parts.values())).sum(0)
 
 
 def inputs(n: int = 5) -> Tensor:
     return torch.randn(n, D, dtype=F64, generator=torch.Generator().manual_seed(n))
 
 
+def unequal(x: Any, y: Any) -> list[Any]:
+    """The labels of what differs in two inputs of one form."""
+    left, right = tensors(x), tensors(y)
+    return [label for label in left if not torch.equal(left[label], right[label])]
+
+
+def test_every_entry_has_a_name_of_its_own() -> None:
+    assert len(CASES) == sum(map(len, TABLES))
+
+
+# Reduction, rows, columns (as many as rows: the square kernel), by layer or not.
+FORMS: list[tuple[Reduce, int, int, bool]] = [
+    ("full", 5, 5, True),
+    ("full", 5, 5, False),
+    ("full", 1, 5, False),
+    ("diagonal", 5, 3, True),
+    ("diagonal", 5, 5, False),
+    ("trace", 5, 5, True),
+    ("trace", 5, 3, False),
+]
+
+
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", CASES)
 def test_equals_the_definition(name: str, reduce: Reduce) -> None:
-    module, x1, x2 = build(name), inputs(5), inputs(3)
-    for other in (None, x2):
-        found = measure.ntk(module, x1, other, reduce=reduce, by_layer=True)
-        expected = reference.kernel(module, x1, x1 if other is None else other, reduce)
+    module, output = build(name), CASES[name].output
+    for _, n, m, by_layer in (form for form in FORMS if form[0] == reduce):
+        x1, x2 = samples(name, n), None if n == m else samples(name, m)
+        expected = reference.products(rows(name, n), rows(name, m), reduce)
+        if not by_layer:
+            assert_close(measure.ntk(module, x1, x2, reduce=reduce, output=output), whole(expected))
+            continue
+        found = measure.ntk(module, x1, x2, reduce=reduce, by_layer=True, output=output)
         assert list(found) == list(expected)
         for owner, part in expected.items():
             assert_close(found[owner], part)
-        assert_close(measure.ntk(module, x1, other, reduce=reduce), sum(expected.values(), torch.zeros(())))
 
 
-@pytest.mark.parametrize("memory", [1, 5_000])
-@pytest.mark.parametrize("name", ["mlp with biases and outputs", "images", "tied", "scaled"])
-def test_does_not_depend_on_memory(name: str, memory: int) -> None:
-    module = build(name)
-    for other in (None, inputs(3)):
-        whole = measure.ntk(module, inputs(4), other)
-        assert_close(measure.ntk(module, inputs(4), other, memory=memory), whole)
+@pytest.mark.parametrize(
+    "name", ["single", "lstm", "bert", "conv2d in groups", "time first", "columns", "filters"]
+)
+def test_of_one_sample_alone(name: str) -> None:
+    module, output = build(name), CASES[name].output
+    expected = whole(reference.products(rows(name, 1), rows(name, 1), "full"))
+    assert_close(measure.ntk(module, samples(name, 1), output=output), expected)
 
 
-@pytest.mark.parametrize("reduce", ["diagonal", "trace"])
-def test_does_not_depend_on_memory_when_reduced(reduce: Reduce) -> None:
-    module = build("mlp with biases and outputs")
-    whole = measure.ntk(module, inputs(7), reduce=reduce)
-    assert_close(measure.ntk(module, inputs(7), reduce=reduce, memory=3_000), whole)
+@pytest.mark.parametrize("name", CASES)
+def test_in_single_precision(name: str) -> None:
+    output = CASES[name].output
+    found = measure.ntk(build(name, torch.float32), samples(name, 5, torch.float32), output=output)
+    assert found.dtype == torch.float32
+    # The numbers in single precision, and the arithmetic in double.
+    x = reference.each(samples(name, 5, torch.float32), lambda t: t.double() if t.is_floating_point() else t)
+    exact = reference.jacobian(build(name, torch.float32).double(), x, output)
+    assert_close(found.double(), whole(reference.products(exact, exact, "full")), 1e-5)
 
 
-def test_memory_bounds_the_jacobian(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    jacobian = tiles.jacobian
+@pytest.mark.parametrize("name", CASES)
+def test_leaves_no_trace(name: str) -> None:
+    module, x = build(name), samples(name, 4)
+    parameters = {key: id(p) for key, p in module.named_parameters(remove_duplicate=False)}
+    trained = {key for key, p in module.named_parameters() if p.requires_grad}
+    values = {key: value.detach().clone() for key, value in module.state_dict().items()}
+    attributes = {key: set(vars(sub)) for key, sub in module.named_modules()}
+    hooks = [list(sub._forward_hooks) for sub in module.modules()]
+    found = measure.ntk(module, x, reduce="trace", output=CASES[name].output)
+    assert not found.requires_grad
+    assert not unequal(x, samples(name, 4)), "the inputs have changed"
+    assert parameters == {key: id(p) for key, p in module.named_parameters(remove_duplicate=False)}
+    assert trained == {key for key, p in module.named_parameters() if p.requires_grad}
+    assert all(p.grad is None for p in module.parameters())
+    assert all(torch.equal(value, values[key]) for key, value in module.state_dict().items())
+    assert attributes == {key: set(vars(sub)) for key, sub in module.named_modules()}
+    assert hooks == [list(sub._forward_hooks) for sub in module.modules()]
 
-    def weighed(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        rows = jacobian(*args, **kwargs)
-        sizes.append(sum(row.numel() * row.element_size() for row in rows.values()))
-        return rows
 
-    monkeypatch.setattr(tiles, "jacobian", weighed)
-    measure.ntk(build("images"), inputs(40), memory=40_000)
-    assert sizes and max(sizes) <= 40_000
+@pytest.mark.parametrize("name", COUPLED)
+def test_is_exact_or_refused_where_samples_meet(name: str) -> None:
+    """Where a sample gives something else in a batch than alone: the kernel of each alone, or none."""
+    torch.manual_seed(1)
+    case = COUPLED[name]
+    module, x1, x2 = case.module().to(F64), case.samples(5), case.samples(3)
+    expected = whole(reference.kernel(module, x1, x2))
+    try:
+        found = measure.ntk(module, x1, x2)
+    except UserError as error:
+        assert str(error).startswith("`module`")
+    else:
+        assert_close(found, expected)
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    n=st.integers(1, 6), width=st.integers(1, 6), depth=st.integers(1, 3), outputs=st.integers(1, 3),
-    bias=st.booleans(), seed=st.integers(0, 99), reduce=st.sampled_from(REDUCTIONS),
-)  # fmt: skip
-def test_properties(
-    n: int, width: int, depth: int, outputs: int, bias: bool, seed: int, reduce: Reduce
-) -> None:
-    module = models.mlp(D, width, depth, outputs, bias=bias, seed=seed)
-    x = torch.randn(n, D, dtype=F64, generator=torch.Generator().manual_seed(seed))
-    k = measure.ntk(module, x, reduce=reduce)
-    assert_symmetric(k)
-    assert_psd(k)
-    parts = measure.ntk(module, x, reduce=reduce, by_layer=True)
-    assert_close(torch.stack(list(parts.values())).sum(0), k)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    assert_close(measure.ntk(module, x[order], reduce=reduce), k[order][:, order])
-    assert_close(measure.ntk(module, x, x[:2], reduce=reduce), k[:, :2])
-    full = measure.ntk(module, x)
-    diagonal = full.diagonal(dim1=2, dim2=3)
-    assert_close(measure.ntk(module, x, reduce="diagonal"), diagonal)
-    assert_close(measure.ntk(module, x, reduce="trace"), diagonal.mean(-1))
+def test_is_exact_or_refused_where_torch_keeps_computed_weights() -> None:
+    module, x = build("weight norm"), inputs()
+    expected = measure.ntk(module, x)
+    with parametrize.cached():
+        module(x)
+        try:
+            found = measure.ntk(module, x)
+        except UserError as error:
+            assert str(error).startswith("`module`")
+        else:
+            assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["mlp", "images", "tied", "sequences", "bert", "ordered", "time first"])
+def test_equal_samples_give_equal_entries(name: str) -> None:
+    module, output, x = build(name), CASES[name].output, samples(name, 4)
+    k = measure.ntk(module, x, output=output)
+    assert_close(measure.ntk(module, x, x, output=output), k)
+    assert_close(measure.ntk(module, x, samples(name, 4), output=output), k)
+    twice = reference.each(x, lambda tensor: torch.cat([tensor, tensor]))
+    assert_close(measure.ntk(module, twice, output=output), k.repeat(2, 2, 1, 1))
+
+
+def test_inputs_may_lie_anyhow_in_memory() -> None:
+    module, x = build("images"), inputs(6)
+    expected = measure.ntk(module, x)
+    assert_close(measure.ntk(module, x.T.contiguous().T), expected)
+    assert_close(measure.ntk(module, x.repeat_interleave(2, 0)[::2]), expected)
+    assert_close(measure.ntk(module, x.clone().requires_grad_()), expected)
 
 
 def test_scales_with_alpha_squared() -> None:
@@ -101,53 +171,40 @@ def test_scales_with_alpha_squared() -> None:
     assert_close(measure.ntk(control.scale(network, 100.0), inputs()), 1e4 * k)
 
 
-@pytest.mark.parametrize("name", ["mlp", "scaled", "tied", "two paths", "images"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "scaled", "tied", "two paths", "images", "lstm", "bert", "weight norm"]
+)
 def test_takes_the_parameters_of_a_state(name: str) -> None:
-    module = build(name)
+    module, output, x = build(name), CASES[name].output, samples(name, 4)
     origin = {key: p.detach().clone() for key, p in module.named_parameters() if p.requires_grad}
     moved = {key: p + torch.randn_like(p) for key, p in origin.items()}
-    found = measure.ntk(module, inputs(), parameters=moved)
+    found = measure.ntk(module, x, output=output, parameters=moved)
     for key, p in module.named_parameters():
         assert not p.requires_grad or torch.equal(p, origin[key]), "the module has changed"
         if p.requires_grad:
             p.data.copy_(moved[key])
-    assert_close(found, measure.ntk(module, inputs()))
+    assert_close(found, measure.ntk(module, x, output=output))
     state = State.of(module, origin)
-    assert_close(measure.ntk(module, inputs(), parameters=state.parameters), found)
+    assert_close(measure.ntk(module, x, output=output, parameters=state.parameters), found)
 
 
-def test_layers_that_can_go_by_rule_do() -> None:
-    def by_rule(name: str) -> set[str]:
-        module = build(name)
-        named = dict(module.named_parameters())
-        network = Network(module, named, tuple(key for key, p in named.items() if p.requires_grad))
-        return set(plan(network, inputs(2))[0])
-
-    assert by_rule("mlp") == {"0", "2", "4"}
-    assert by_rule("in place") == {"a", "b", "out"}
-    assert by_rule("partly frozen") == {"0", "2", "5"}
-    assert by_rule("images") == {"5"}
-    assert by_rule("tied") == by_rule("reused") == by_rule("functional") == {"out"}
-    assert by_rule("flipped") == {"out"}
-
-
-def test_leaves_no_trace_on_the_module() -> None:
-    module = build("two paths")
-    before = {name: id(p) for name, p in module.named_parameters(remove_duplicate=False)}
-    measure.ntk(module, inputs())
-    assert before == {name: id(p) for name, p in module.named_parameters(remove_duplicate=False)}
-    assert all(p.grad is None for p in module.parameters())
-    assert not any(m._forward_hooks for m in module.modules())
-
-
-def test_works_where_gradients_are_off_and_gives_no_graph() -> None:
+def test_works_where_gradients_are_off() -> None:
     module = build("images")
     expected = measure.ntk(module, inputs())
     with torch.no_grad():
         assert_close(measure.ntk(module, inputs()), expected)
     with torch.inference_mode():
         assert_close(measure.ntk(module, inputs()), expected)
-    assert not expected.requires_grad
+        made_inside = inputs()
+    assert_close(measure.ntk(module, made_inside), expected)
+
+
+def test_of_a_module_in_eval_mode_where_torch_has_a_fast_path() -> None:
+    """Fused layers of torch run where nothing asks for a gradient: they see none of the uses."""
+    module, x = build("padded encoder"), samples("padded encoder", 4)
+    with torch.inference_mode():
+        found = measure.ntk(module, x)
+    assert_close(found, whole(reference.kernel(module, x, x)))
 
 
 def test_keeps_the_precision_of_the_module() -> None:
@@ -158,63 +215,72 @@ def test_keeps_the_precision_of_the_module() -> None:
         assert torch.equal(measure.ntk(module, inputs().float()), k)
 
 
-def test_on_each_device(device: torch.device) -> None:
-    for name in ("mlp with biases and outputs", "images", "scaled"):
-        module, expected = build(name), measure.ntk(build(name), inputs())
-        assert_close(measure.ntk(module.to(device), inputs().to(device)).cpu(), expected, 1e-10)
+DEVICES = [
+    "mlp with biases and outputs",
+    "images",
+    "scaled",
+    "bert",
+    "lstm",
+    "vision transformer",
+    "tied head",
+]
 
 
-def test_inputs_may_be_whole_numbers() -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 1)).to(F64)
-    x = torch.tensor([[0, 1], [1, 4], [2, 2]])
-    assert_close(measure.ntk(module, x), sum(reference.kernel(module, x, x).values(), torch.zeros(())))
+@pytest.mark.parametrize(
+    "name", [*DEVICES, "conv2d in groups", "positions", "bare parameters", "shared keys"]
+)
+def test_on_each_device(name: str, device: torch.device) -> None:
+    output, x = CASES[name].output, samples(name, 5)
+    expected = measure.ntk(build(name), x, output=output)
+    moved = reference.each(x, lambda tensor: tensor.to(device))
+    found = measure.ntk(build(name).to(device), moved, output=output)
+    assert found.device.type == device.type
+    assert_close(found.cpu(), expected, 1e-10)
 
 
 def test_large_finite_inputs_are_no_mistake() -> None:
     measure.ntk(nn.Linear(2, 1).double(), torch.full((2, 2), 1e308, dtype=F64))
 
 
-class Drops(nn.Module):
-    def __init__(self) -> None:
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+def test_a_file_holds_the_kernel(reduce: Reduce, tmp_path: Path) -> None:
+    module, x1, x2 = build("mlp with biases and outputs"), inputs(5), inputs(3)
+    for other in (None, x2):
+        path = tmp_path / f"{reduce} {other is None}.npy"
+        found = measure.ntk(module, x1, other, reduce=reduce, out=path)
+        expected = measure.ntk(module, x1, other, reduce=reduce)
+        assert found.dtype == expected.dtype
+        assert_close(found, expected)
+        assert_close(torch.from_numpy(np.load(path)), expected)
+        assert_close(measure.ntk(module, x1, other, reduce=reduce, out=path), expected)
+
+
+class Killed(nn.Module):
+    """Counts the samples that it has seen, and ends like an interrupted process once there were too many."""
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.a = nn.Linear(D, 1)
+        self.network, self.seen, self.end = network, 0, math.inf
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(nn.functional.dropout(x, 0.5))
+        self.seen += len(x)
+        if self.seen > self.end:
+            raise KeyboardInterrupt
+        return self.network(x)
 
 
-def shaped(*shape: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(D, math.prod(shape)), nn.Unflatten(1, shape)).to(F64)
-
-
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        (nn.Sequential(nn.Linear(D, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)), r"'1' \(BatchNorm1d\) couples"),
-        (nn.Sequential(nn.BatchNorm1d(D, track_running_stats=False), nn.Linear(D, 1)).eval(), "couples"),
-        (nn.Sequential(nn.Linear(D, 3), nn.Dropout(0.1), nn.Linear(3, 1)), r"'1' \(Dropout\) is random"),
-        (Drops(), "random"),
-        (nn.Linear(D, 1).requires_grad_(False), "nothing requires grad"),
-        (shaped(2, 3), r"expected \(n,\) or \(n, c\)"),
-    ],
-)
-def test_refuses_a_module_without_a_kernel(module: nn.Module, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        measure.ntk(module.to(F64), inputs())
-
-
-def test_names_the_mistake() -> None:
-    module, x = models.mlp(D, 3, 1), inputs()
-    with pytest.raises(UserError, match=r"`x1`.*nan"):
-        measure.ntk(module, x * math.nan)
-    with pytest.raises(UserError, match=r"`x1`.*at least one sample"):
-        measure.ntk(module, x[:0])
-    with pytest.raises(UserError, match=r"`x2`.*\(3,\).*\(4,\)"):
-        measure.ntk(module, x, x[:, :3])
-    with pytest.raises(UserError, match=r"`memory`"):
-        measure.ntk(module, x, memory=-1)
-    with pytest.raises(UserError, match=r"`parameters`.*did you mean '0.weight'"):
-        measure.ntk(module, x, parameters={"0.weigth": torch.zeros(())})
-    with pytest.raises(UserError, match=r"`parameters`: '0.weight' is missing"):
-        measure.ntk(module, x, parameters={})
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_a_killed_run_goes_on_where_it_was(share: float, tmp_path: Path) -> None:
+    path, x = tmp_path / "kernel.npy", inputs(20)
+    module = Killed(models.mlp(D, 5, 2))
+    memory = 2 * least_memory(module, x)
+    expected = measure.ntk(module, x, memory=memory)
+    module.seen = 0
+    measure.ntk(module, x, memory=memory, out=tmp_path / "another.npy")
+    from_nothing, module.seen = module.seen, 0
+    module.end = share * from_nothing
+    with pytest.raises(KeyboardInterrupt):
+        measure.ntk(module, x, memory=memory, out=path)
+    module.seen, module.end = 0, math.inf
+    assert_close(measure.ntk(module, x, memory=memory, out=path), expected)
+    assert module.seen < (1.2 - share) * from_nothing

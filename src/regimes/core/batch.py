@@ -64,6 +64,12 @@ def take(x: Inputs, samples: slice | Tensor) -> Any:
     return transform(x, lambda tensor: tensor[samples])
 
 
+def joined(x: Inputs, y: Inputs) -> Any:
+    """The samples of x, then those of y."""
+    others = iter(tensors(y).values())
+    return transform(x, lambda tensor: torch.cat([tensor, next(others)]))
+
+
 def feed(module: nn.Module, x: Inputs) -> Any:
     """What the module returns for these inputs."""
     if isinstance(x, Tensor):

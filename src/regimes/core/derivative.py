@@ -93,8 +93,8 @@ def plain(value: Tensor) -> Tensor:
     return value.clone() if value.is_inference() else value.detach()
 
 
-def columns(outputs: Tensor, samples: int) -> Float[Tensor, "n c"]:
-    """Outputs (n,) or (n, c) as (n, c).
+def columns(outputs: Any, samples: int, what: str = "`module`") -> Float[Tensor, "n c"]:
+    """Outputs (n,) or (n, c) as (n, c); ``what`` gave them.
 
     Raises:
         UserError: if the outputs have another shape, or are not real numbers.
@@ -102,12 +102,12 @@ def columns(outputs: Tensor, samples: int) -> Float[Tensor, "n c"]:
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         kind = outputs.dtype if isinstance(outputs, Tensor) else type(outputs).__name__
         raise UserError(
-            f"`module`: gave outputs of type {kind}, expected a tensor of real numbers (n,) or (n, c); "
+            f"{what}: gave outputs of type {kind}, expected a tensor of real numbers (n,) or (n, c); "
             "wrap the module, or pick them: output=lambda out: out.logits"
         )
     if outputs.dim() not in (1, 2) or outputs.shape[0] != samples or 0 in outputs.shape:
         raise UserError(
-            f"`module`: gave outputs of shape {tuple(outputs.shape)} for {samples} samples, expected (n,) or "
+            f"{what}: gave outputs of shape {tuple(outputs.shape)} for {samples} samples, expected (n,) or "
             "(n, c); flatten them in a module around it, or pick some: output=lambda out: out[:, 0]"
         )
     return outputs if outputs.dim() == 2 else outputs[:, None]

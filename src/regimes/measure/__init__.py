@@ -3,8 +3,18 @@
 from regimes.measure.drift import KernelDrift, alignment, drift, kernel_distance
 from regimes.measure.fluctuation import Averaging, Fluctuation, averaging, fluctuation
 from regimes.measure.gap import Gap, gap, linearized
-from regimes.measure.kernel import ntk
-from regimes.measure.kernel.rules import Reduce
+from regimes.measure.kernel import (
+    Eigenpairs,
+    Forecast,
+    LayerForecast,
+    Reduce,
+    StochasticEstimate,
+    TangentOperator,
+    ntk,
+    ntk_forecast,
+    ntk_operator,
+    ntk_sketch,
+)
 from regimes.measure.movement import Movement, movement
 from regimes.measure.outputs import Error, Outputs, error_rate
 from regimes.measure.probe import Probe, Row, Snapshot, When, log_spaced, observe
@@ -12,16 +22,21 @@ from regimes.measure.times import Times
 
 __all__ = [
     "Averaging",
+    "Eigenpairs",
     "Error",
     "Fluctuation",
+    "Forecast",
     "Gap",
     "KernelDrift",
+    "LayerForecast",
     "Movement",
     "Outputs",
     "Probe",
     "Reduce",
     "Row",
     "Snapshot",
+    "StochasticEstimate",
+    "TangentOperator",
     "Times",
     "When",
     "alignment",
@@ -35,5 +50,8 @@ __all__ = [
     "log_spaced",
     "movement",
     "ntk",
+    "ntk_forecast",
+    "ntk_operator",
+    "ntk_sketch",
     "observe",
 ]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from regimes.control.width import rates
 from regimes.core.error import UserError
 from regimes.core.state import State
+from regimes.measure.kernel.factor import Reduce
 from regimes.measure.kernel.ntk import ntk
-from regimes.measure.kernel.rules import Reduce
 from regimes.measure.probe import Snapshot
 
 __all__ = ["KernelDrift", "alignment", "drift", "kernel_distance", "one_hot"]

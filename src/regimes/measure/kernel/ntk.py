@@ -2,163 +2,254 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Literal, get_args, overload
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Literal, overload
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from regimes.control.scale import unscaled
-from regimes.core.derivative import check_names, check_separable, exact, plain
-from regimes.core.error import UserError, nearest
-from regimes.core.tree import trainable
-from regimes.measure.kernel.rules import Reduce
+from regimes.core.batch import Inputs, check, device_of
+from regimes.core.derivative import Output, exact
+from regimes.core.error import UserError
+from regimes.measure.kernel.factor import Reduce
+from regimes.measure.kernel.file import KernelFile, check_path, fingerprint, write
+from regimes.measure.kernel.layout import Problem, lay_out
+from regimes.measure.kernel.machine import rates
+from regimes.measure.kernel.plan import Plan, by_jacobian, make_plan
+from regimes.measure.kernel.request import Request, request
+from regimes.measure.kernel.site import IrregularError
+from regimes.measure.kernel.store import Whole
 from regimes.measure.kernel.tiles import Task, assemble
-from regimes.measure.kernel.trace import IrregularError, Network, plan
 
-__all__ = ["ntk"]
+__all__ = ["ntk", "ntk_sketch", "planned", "task_of"]
 
-# Working memory where the caller names none, bytes.
-_MEMORY = 1 << 30
-_REDUCTIONS = get_args(Reduce)
+_Path = str | PathLike[str]
 
 
 @overload
 def ntk(
     module: nn.Module,
-    x1: Shaped[Tensor, "n1 ..."],
-    x2: Shaped[Tensor, "n2 ..."] | None = None,
+    x1: Inputs,
+    x2: Inputs | None = None,
     *,
     reduce: Reduce = "full",
     by_layer: Literal[False] = False,
+    output: Output | None = None,
     memory: int | None = None,
+    out: _Path | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
     parameters: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "n1 n ..."]: ...
 @overload
 def ntk(
     module: nn.Module,
-    x1: Shaped[Tensor, "n1 ..."],
-    x2: Shaped[Tensor, "n2 ..."] | None = None,
+    x1: Inputs,
+    x2: Inputs | None = None,
     *,
     reduce: Reduce = "full",
     by_layer: Literal[True],
+    output: Output | None = None,
     memory: int | None = None,
+    out: _Path | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
     parameters: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Float[Tensor, "n1 n ..."]]: ...
 def ntk(
     module: nn.Module,
-    x1: Shaped[Tensor, "n1 ..."],
-    x2: Shaped[Tensor, "n2 ..."] | None = None,
+    x1: Inputs,
+    x2: Inputs | None = None,
     *,
     reduce: Reduce = "full",
     by_layer: bool = False,
+    output: Output | None = None,
     memory: int | None = None,
+    out: _Path | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
     parameters: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "n1 n ..."] | dict[str, Float[Tensor, "n1 n ..."]]:
     r"""The empirical tangent kernel: K[i, j, a, b] = <df_a(x1_i)/dw, df_b(x2_j)/dw>.
 
-    w are the parameters that require grad; each sample counts as a batch of one. A linear layer that is used
-    once, on inputs (n, d), adds (A1 A2^T) * (B1 B2^T), A its inputs and B the gradients of its outputs; every
-    other parameter goes by rows of the Jacobian. Both are exact. The cost is one pass forward and one
-    backward per output, and the products; with rows of the Jacobian n c p numbers are formed besides, in
-    tiles. For a module from :func:`regimes.control.scale` this is the kernel of F, alpha^2 times that of f:
-    the origin does not move.
+    w are the parameters that require grad; each sample counts as a batch of one. Layers contribute by products
+    of what they were given and of what flows back to them, in the cheapest order; parameters that no rule
+    describes by rows of the Jacobian. All of it is exact (see the page "Tangent kernels"). For a module from
+    :func:`regimes.control.scale` this is the kernel of F, alpha^2 times that of f: the origin does not move.
+    Autocast is switched off, and so is TF32.
 
     Args:
-        module: f, with outputs (n,) or (n, c).
-        x1: n1 samples.
-        x2: n2 samples (default: x1; then everything is formed once).
+        module: f.
+        x1: n1 samples: a tensor (n1, ...); or a tuple, for ``module(*x)``; or a mapping, for ``module(**x)``.
+        x2: n2 samples (default: x1; then half of the kernel is computed).
         reduce: "full" gives (n1, n2, c, c); "diagonal" (n1, n2, c), the entries a = b; "trace" (n1, n2), the
-            mean of those over a.
+            mean of those over a. A full kernel is laid out so that ``K.permute(0, 2, 1, 3).reshape(n1 * c, -1)``
+            copies nothing.
         by_layer: a dict from the name of the module that owns the parameters to its part; the parts add up to
             the whole.
-        memory: bytes of working memory, besides the result (default: 2^30). Held to roughly: at least one
-            sample and one parameter are taken at a time.
+        output: picks the outputs, (n, c) or (n,), from what the module returns: ``lambda out: out.logits``.
+        memory: bytes of working memory, besides the result (default: 2^30).
+        out: a path that ends in .npy: the kernel is written there, a tile at a time, and the result is a tensor
+            over the mapped file. The same call continues a file that was left unfinished; a journal lies beside it.
+        overwrite: replace what is in ``out``, if that is another kernel.
+        progress: show a bar with the time left.
         parameters: w by name (default: the parameters of the module), as in ``State.parameters``.
 
     Returns:
-        The kernel, without a graph, of the dtype of the outputs.
+        The kernel, without a graph, of the dtype of the parameters.
 
     Raises:
-        UserError: if the inputs are empty, not finite or differ in shape; ``reduce`` is unknown; nothing in
-            the module requires grad; its outputs have another shape; it couples samples or is random.
+        UserError: if the inputs are empty, not finite or differ in shape; parameters are not finite, or neither
+            float32 nor float64; ``reduce`` is unknown; nothing requires grad; the outputs have another shape;
+            the module couples samples, is random or decides by its data; ``memory`` is too small for one sample;
+            ``out`` holds something else.
 
-    Source: Jacot, Gabriel, Hongler 2018; Geiger et al. 2020, section 2.
+    Source: Jacot, Gabriel, Hongler 2018; Geiger et al. 2020, section 2; orders of contraction: Novak, Sohl-Dickstein,
+    Schoenholz 2022.
 
     >>> net = nn.Linear(2, 1)
     >>> ntk(net, torch.tensor([[1.0, 2.0], [0.0, 1.0]]), reduce="trace")
     tensor([[6., 3.], [3., 2.]])
     """
-    _check(x1, x2, reduce, memory)
-    with exact(x1.device), torch.no_grad():
-        network, prefix, factor = _network(module, parameters)
-        rows = plain(x1)
-        columns = None if x2 is None or x2 is x1 else plain(x2)
-        rules, outputs = plan(network, _probe(rows, columns))
-        task = Task(network, rows, columns, reduce, by_layer, memory or _MEMORY, rules, outputs)
-        try:
-            parts = assemble(task)
-        except IrregularError:
-            parts = assemble(replace(task, rules={}))
-        if factor != 1.0:
-            for part in parts.values():
-                part *= factor
-    return {_owner(prefix, name): part for name, part in parts.items()} if by_layer else parts[""]
+    if out is not None and by_layer:
+        raise UserError("`out`: got a path with by_layer=True, expected one kernel; leave one of the two out")
+    path = None if out is None else Path(out)
+    if path is not None:
+        check_path(path)
+    check(x1, "x1")
+    with exact(device_of(x1)), torch.no_grad(), _bar(progress) as tick:
+        asked = request(module, x1, x2, reduce, output, memory, parameters)
+        if path is None:
+            return _computed(asked, by_layer, tick)
+        return _written(asked, path, overwrite, tick)
 
 
-def _check(x1: Tensor, x2: Tensor | None, reduce: str, memory: int | None) -> None:
-    if reduce not in _REDUCTIONS:
-        raise UserError(
-            f"`reduce`: got '{reduce}', expected one of {', '.join(_REDUCTIONS)}"
-            f"{nearest(reduce, _REDUCTIONS)}"
-        )
-    if memory is not None and memory <= 0:
-        raise UserError(f"`memory`: got {memory}, expected a positive number of bytes, or None")
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is None:
-            continue
-        if x.dim() == 0 or not len(x):
-            raise UserError(f"`{name}`: got shape {tuple(x.shape)}, expected at least one sample, (n, ...)")
-        # A finite sum settles it in one pass; an infinite one may come from large finite entries.
-        if x.is_floating_point() and not x.sum().isfinite() and not x.isfinite().all():
-            raise UserError(
-                f"`{name}`: got nan or infinite entries, expected finite numbers; drop those samples"
-            )
-    if x2 is not None and x1.shape[1:] != x2.shape[1:]:
-        raise UserError(
-            f"`x2`: got samples of shape {tuple(x2.shape[1:])}, expected {tuple(x1.shape[1:])}, as in `x1`"
-        )
+def ntk_sketch(
+    module: nn.Module,
+    x1: Inputs,
+    x2: Inputs | None = None,
+    *,
+    probes: int,
+    seed: int = 0,
+    output: Output | None = None,
+    memory: int | None = None,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> Float[Tensor, "n1 n2"]:
+    """An unbiased estimate of the trace kernel from random outputs: (1/c) mean_r (v_r^T J1)(v_r^T J2)^T.
+
+    v_r in {-1, 1}^c are independent signs, so that E v v^T = 1. It takes ``probes`` backward passes rather than
+    c: worth it where there are many outputs. The relative error of an entry falls like probes^-1/2.
+
+    Args:
+        module: f.
+        x1: n1 samples, as for :func:`ntk`.
+        x2: n2 samples (default: x1).
+        probes: the number of random outputs.
+        seed: of the signs.
+        output: as for :func:`ntk`.
+        memory: as for :func:`ntk`.
+        parameters: as for :func:`ntk`.
+
+    Returns:
+        (n1, n2), positive semi-definite where x2 is x1.
+
+    Raises:
+        UserError: as :func:`ntk`; or if ``probes`` is not at least 1.
+
+    Source: the estimator of Hutchinson 1990, for the sum over outputs.
+
+    >>> net = nn.Linear(2, 3)
+    >>> x = torch.eye(2)
+    >>> torch.allclose(ntk_sketch(net, x, probes=1), ntk(net, x, reduce="trace"))
+    True
+    """
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
+        raise UserError(f"`probes`: got {probes!r}, expected a whole number of at least 1")
+    check(x1, "x1")
+    with exact(device_of(x1)), torch.no_grad():
+        asked = request(module, x1, x2, "trace", output, memory, parameters)
+        c = planned(asked).survey.outputs
+        signs = torch.randint(0, 2, (probes, c), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        rays = signs.to(asked.network.dtype).to(asked.network.device) / c**0.5
+        found = _computed(asked, False, lambda _: None, rays)
+        assert isinstance(found, Tensor)
+        return found
 
 
-def _network(module: nn.Module, parameters: Mapping[str, Tensor] | None) -> tuple[Network, str, float]:
-    """f, the prefix of its names in the module, and the factor from its kernel to that of the module."""
-    if parameters is not None:
-        check_names(module, parameters)
-    inner, alpha, _ = unscaled(module)
-    prefix = "" if inner is module else "network."
-    check_separable(inner)
-    trained = tuple(trainable(inner))
-    if not trained:
-        raise UserError(
-            "`module`: nothing requires grad, so there is no kernel; set requires_grad on a parameter"
-        )
-    given = trainable(module) if parameters is None else parameters
-    values = {
-        name.removeprefix(prefix): plain(value) for name, value in given.items() if name.startswith(prefix)
-    }
-    return Network(inner, values, trained), prefix, alpha**2
+def planned(asked: Request, directions: Tensor | None = None) -> Plan:
+    """How the kernel is put together."""
+    network = asked.network
+    return make_plan(network, asked.probe, asked.reduce, rates(network.device, network.dtype), directions)
 
 
-def _owner(prefix: str, name: str) -> str:
-    return f"{prefix}{name}".removesuffix(".")
+def task_of(asked: Request, plan: Plan, by_layer: bool, stored: bool) -> Task:
+    """The kernel of a plan, and how much is taken at a time."""
+    n1, n2 = asked.shape
+    network = asked.network
+    problem = Problem(
+        n1, None if asked.columns is None else n2, network.dtype.itemsize, asked.memory, stored,
+        network.device.type != "cpu",
+    )  # fmt: skip
+    scale = asked.scale / (len(plan.asked) if asked.reduce == "trace" else 1)
+    return Task(network, plan, lay_out(plan, problem), asked.rows, asked.columns, by_layer, scale)
 
 
-def _probe(x1: Tensor, x2: Tensor | None) -> Tensor:
-    """The first sample, and the first one that differs from it."""
-    for x in (x1, x1 if x2 is None else x2):
-        for i in range(len(x)):
-            if (x[i] != x1[0]).any():
-                return torch.stack([x1[0], x[i]])
-    return x1[:1]
+def _computed(
+    asked: Request, by_layer: bool, tick: Callable[[float], None], directions: Tensor | None = None
+) -> Tensor | dict[str, Tensor]:
+    """The kernel in memory."""
+    plan = planned(asked, directions)
+    try:
+        store = _filled(asked, plan, by_layer, tick)
+    except IrregularError:
+        store = _filled(asked, by_jacobian(asked.network, plan), by_layer, tick)
+    if not by_layer:
+        return store.kernel("")
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in asked.network.trained)
+    return {f"{asked.prefix}{owner}".removesuffix("."): store.kernel(owner) for owner in owners}
+
+
+def _filled(asked: Request, plan: Plan, by_layer: bool, tick: Callable[[float], None]) -> Whole:
+    task = task_of(asked, plan, by_layer, stored=False)
+    layout = task.layout
+    sums = len(layout.groups) > 1 or (asked.reduce == "trace" and len(layout.directions) > 1)
+    store = Whole(asked.reduce, asked.shape, len(plan.asked), plan.directions, sums)
+    assemble(task, store, tick)
+    return store
+
+
+def _written(asked: Request, path: Path, overwrite: bool, tick: Callable[[float], None]) -> Tensor:
+    """The kernel in a file."""
+    file = KernelFile(path, fingerprint(asked))
+    if overwrite:
+        path.unlink(missing_ok=True)
+    file.done()  # says at once if the file holds something else
+    plan = planned(asked)
+    c = len(plan.asked)
+    shape = asked.shape + {"full": (c, c), "diagonal": (c,), "trace": ()}[asked.reduce]
+    try:
+        write(task_of(asked, plan, False, stored=True), file, shape, tick)
+    except IrregularError:
+        write(task_of(asked, by_jacobian(asked.network, plan), False, stored=True), file, shape, tick)
+    return file.tensor()
+
+
+@contextmanager
+def _bar(shown: bool) -> Iterator[Callable[[float], None]]:
+    """Hears of each share of the work that is done; shows a bar with the time left."""
+    if not shown:
+        yield lambda share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("tangent kernel"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(
+        *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda share: bar.advance(task, share)

@@ -1,18 +1,22 @@
-"""A kernel put together from tiles of samples and groups of parameters, within a given working memory."""
+"""A kernel put together from the factors of tiles of samples."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from regimes.core.derivative import jacobian
-from regimes.measure.kernel.rules import Factor, LinearRule, Reduce, RowsFactor
-from regimes.measure.kernel.trace import Network, linear_factors, width
+from regimes.core.batch import Inputs, count, take
+from regimes.measure.kernel.build import Builder, Part
+from regimes.measure.kernel.factor import Reduce, block_shape
+from regimes.measure.kernel.layout import Layout
+from regimes.measure.kernel.network import Network
+from regimes.measure.kernel.plan import Plan
+from regimes.measure.kernel.store import Store, Unit
 
-__all__ = ["Task", "assemble"]
+__all__ = ["Held", "Task", "area", "assemble", "pair", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -21,125 +25,160 @@ class Task:
 
     Attributes:
         network: f.
+        plan: which factors.
+        layout: how much at a time.
         rows: x1.
-        columns: x2, or None where it is x1: then each tile is formed once and each pair of tiles used twice.
-        reduce: what becomes of the outputs.
-        by_layer: whether the parts of the owners are kept apart.
-        memory: bytes of working memory.
-        rules: the layers that go by rule.
-        outputs: c.
+        columns: x2, or None where it is x1: then half of the kernel is computed.
+        by_owner: whether the parts of the owners are kept apart.
+        scale: a factor on all of it.
     """
 
     network: Network
-    rows: Tensor
-    columns: Tensor | None
-    reduce: Reduce
-    by_layer: bool
-    memory: int
-    rules: Mapping[str, LinearRule]
-    outputs: int
+    plan: Plan
+    layout: Layout
+    rows: Inputs
+    columns: Inputs | None
+    by_owner: bool
+    scale: float
 
     @property
-    def itemsize(self) -> int:
-        """Bytes of one number."""
-        return next(iter(self.network.values.values())).element_size()
-
-    @property
-    def longest(self) -> int:
-        """max(n1, n2)."""
-        return max(len(self.rows), 0 if self.columns is None else len(self.columns))
+    def reduce(self) -> Reduce:
+        """The form of the kernel."""
+        return self.plan.reduce
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Parameters whose factors are formed together: all layers that go by rule, or some rows of the Jacobian.
-
-    Attributes:
-        rules: the layers, by name; empty where rows are taken.
-        names: the parameters, where rows are taken.
-        entries: numbers held per sample.
-    """
-
-    rules: Mapping[str, LinearRule]
-    names: tuple[str, ...]
-    entries: int
-
-    def factors(self, network: Network, x: Tensor) -> list[tuple[str, Factor]]:
-        """The factors of a tile, each with the name of its owner."""
-        if self.rules:
-            return list(linear_factors(network, x, self.rules).items())
-        rows = jacobian(network.module, network.values, x, names=self.names)
-        return [(name.rpartition(".")[0], RowsFactor(rows[name].flatten(2))) for name in self.names]
+def _units(layout: Layout, samples: int) -> Iterator[Unit]:
+    """All samples, a tile at a time, in all directions."""
+    for start in range(0, samples, layout.tile):
+        for directions in layout.directions:
+            yield Unit(slice(start, min(start + layout.tile, samples)), directions)
 
 
-def assemble(task: Task) -> dict[str, Tensor]:
-    """The kernel by owner, or whole under the name ""."""
-    parts: dict[str, Tensor] = {}
-    for group in _groups(task):
-        size = _tile(task, group.entries)
-        for i in range(0, len(task.rows), size):
-            _row_of_tiles(task, group, i, size, parts)
-    if not task.by_layer:
-        return parts
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in task.network.trained)
-    return {owner: parts[owner] for owner in owners}
+def pairs(task: Task) -> Iterator[tuple[Unit, Unit]]:
+    """Every pair that has to be computed: of a symmetric kernel, those from the diagonal on."""
+    left = list(_units(task.layout, count(task.rows)))
+    right = left if task.columns is None else list(_units(task.layout, count(task.columns)))
+    for i, row in enumerate(left):
+        for column in right[i:] if task.columns is None else right:
+            if task.reduce == "full" or row.directions == column.directions:
+                yield row, column
 
 
-def _row_of_tiles(task: Task, group: _Group, i: int, size: int, parts: dict[str, Tensor]) -> None:
-    """Add the tiles of the rows from i on; of a symmetric kernel those from the diagonal on, twice."""
-    left = group.factors(task.network, task.rows[i : i + size])
-    columns = task.rows if task.columns is None else task.columns
-    for j in range(i if task.columns is None else 0, len(columns), size):
-        same = task.columns is None and i == j
-        right = left if same else group.factors(task.network, columns[j : j + size])
-        for (owner, row), (_, column) in zip(left, right, strict=True):
-            block = row.times(column, task.reduce)
-            whole = parts.get(name := owner if task.by_layer else "")
-            if whole is None and block.shape[:2] == (len(task.rows), len(columns)):
-                parts[name] = block.contiguous()
-                continue
-            if whole is None:
-                whole = parts[name] = block.new_zeros(len(task.rows), len(columns), *block.shape[2:])
-            whole[i : i + size, j : j + size] += block
-            if task.columns is None and i != j:
-                mirror = block.transpose(0, 1)
-                whole[j : j + size, i : i + size] += mirror.transpose(2, 3) if block.dim() == 4 else mirror
+def assemble(task: Task, store: Store, tick: Callable[[float], None]) -> None:
+    """Compute every pair of tiles and put it into the store; ``tick`` hears of each share that is done."""
+    todo = list(pairs(task))
+    whole = sum(area(row, column) for row, column in todo) * len(task.layout.groups)
+    held = Held(task)
+    for row, column in todo:
+        pair(task, held, row, column, store, lambda share: tick(share / whole))
 
 
-def _groups(task: Task) -> Iterator[_Group]:
-    """All that goes by rule, then the other parameters, as many together as leave room for all samples."""
-    network, c = task.network, task.outputs
-    if task.rules:
-        sizes = [rule.size for rule in task.rules.values()]
-        # The graph holds A and z of each layer, and its activation; B is one z per output.
-        yield _Group(task.rules, (), sum(2 * d + (2 + c) * e for d, e in sizes))
-    taken = {name for rule in task.rules.values() for name in rule.parameters}
-    others = [name for name in network.trained if name not in taken]
-    if not others:
-        return
-    graph = 2 * c * width(network, task.rows[:1])
-    limit = max(1, task.memory // (task.itemsize * task.longest))
-    group: list[str] = []
-    entries = graph
-    for name in others:
-        more = c * network.values[name].numel()
-        if group and entries + more > limit:
-            yield _Group({}, tuple(group), entries)
-            group, entries = [], graph
-        group.append(name)
-        entries += more
-    yield _Group({}, tuple(group), entries)
+def pair(
+    task: Task, held: Held, row: Unit, column: Unit, store: Store, tick: Callable[[float], None]
+) -> None:
+    """One pair of tiles, all groups of terms."""
+    same = task.columns is None and row == column
+    for group in range(len(task.layout.groups)):
+        left = held.rows(group, row)
+        right = left if same else held.columns(group, column)
+        _contract(task, row, column, left, right, store)
+        tick(area(row, column))
 
 
-def _tile(task: Task, entries: int) -> int:
-    """How many samples to take at a time: all of them if they fit, else a tile of rows and one of columns."""
-    room = task.memory // task.itemsize
-    c = task.outputs
-    # A block and one more of its size while it is formed.
-    pair = 2 * {"full": c * c, "diagonal": c, "trace": 1}[task.reduce]
-    n1, n2 = len(task.rows), len(task.rows if task.columns is None else task.columns)
-    samples = n1 if task.columns is None else n1 + n2
-    if samples * entries + pair * n1 * n2 <= room:
-        return task.longest
-    # 2 t entries + t^2 pair = room
-    return max(1, int((math.sqrt(entries**2 + pair * room) - entries) / pair))
+class Held:
+    """The factors of the last row and the last column of tiles."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._row: tuple[object, list[Part]] | None = None
+
+    def rows(self, group: int, unit: Unit) -> list[Part]:
+        """Of the first samples; kept until another tile of them is asked for."""
+        key = (group, unit)
+        if self._row is None or self._row[0] != key:
+            self._row = None  # free the old ones first
+            self._row = (key, self._build(group, unit, self._task.rows))
+        return self._row[1]
+
+    def columns(self, group: int, unit: Unit) -> list[Part]:
+        """Of the second samples."""
+        task = self._task
+        return self._build(group, unit, task.rows if task.columns is None else task.columns)
+
+    def _build(self, group: int, unit: Unit, x: Inputs) -> list[Part]:
+        task, layout = self._task, self._task.layout
+        builder = Builder(
+            task.network, task.plan, layout.groups[group], unit.directions, layout.micro, layout.room,
+            task.by_owner,
+        )  # fmt: skip
+        return builder(take(x, unit.samples))
+
+
+def area(row: Unit, column: Unit) -> int:
+    """Pairs of samples."""
+    return row.size[0] * column.size[0]
+
+
+def _contract(task: Task, row: Unit, column: Unit, left: list[Part], right: list[Part], store: Store) -> None:
+    """All blocks between two tiles; of a tile with itself those from the diagonal on, and their mirror images."""
+    same, chunk = left is right, task.layout.chunk
+    n1, n2 = row.size[0], column.size[0]
+    owners: dict[str, list[tuple[Part, Part]]] = {}
+    for one, other in zip(left, right, strict=True):
+        owners.setdefault(one.owner, []).append((one, other))
+    for i in range(0, n1, chunk):
+        for j in range(i if same else 0, n2, chunk):
+            rows, columns = slice(i, min(i + chunk, n1)), slice(j, min(j + chunk, n2))
+            a = Unit(_moved(rows, row.samples.start), row.directions)
+            b = Unit(_moved(columns, column.samples.start), column.directions)
+            for owner, parts in owners.items():
+                block = _block(task, parts, rows, columns)
+                store.add(owner, a, b, block)
+                if task.columns is None and not (same and i == j):
+                    store.add(owner, b, a, _mirror(block))
+
+
+def _moved(piece: slice, start: int) -> slice:
+    return slice(piece.start + start, piece.stop + start)
+
+
+def _mirror(block: Tensor) -> Tensor:
+    return block.permute(2, 3, 0, 1) if block.dim() == 4 else block.mT
+
+
+def _block(task: Task, parts: list[tuple[Part, Part]], rows: slice, columns: slice) -> Tensor:
+    """K between some samples of two tiles: (n1, r, n2, r), (r, n1, n2) or (n1, n2)."""
+    n1, n2 = rows.stop - rows.start, columns.stop - columns.start
+    plan = task.plan
+    whole = _sum(task, [p for p in parts if not p[0].below or plan.lift is None], rows, columns, plan.reduce)
+    if plan.lift is not None:
+        below = _sum(task, [p for p in parts if p[0].below], rows, columns, "full")
+        lifted = None if below is None else _lifted(below, plan.lift, n1, n2, plan.reduce)
+        whole = lifted if whole is None else whole if lifted is None else whole + lifted
+    assert whole is not None
+    if task.scale != 1.0:
+        whole = whole.mul_(task.scale)
+    return whole.view(n1, whole.shape[0] // n1, n2, whole.shape[1] // n2) if plan.reduce == "full" else whole
+
+
+def _sum(
+    task: Task, parts: list[tuple[Part, Part]], rows: slice, columns: slice, reduce: Reduce
+) -> Tensor | None:
+    """The sum of what the factors give; None for none."""
+    if not parts:
+        return None
+    n1, n2 = rows.stop - rows.start, columns.stop - columns.start
+    left, right = parts[0][0].factor.directions, parts[0][1].factor.directions
+    block = task.plan.directions.new_zeros(block_shape(reduce, n1, n2, left, right))
+    for one, other in parts:
+        one.factor.add(block, other.factor, rows, columns, reduce)
+    return block
+
+
+def _lifted(below: Tensor, lift: Tensor, n1: int, n2: int, reduce: Reduce) -> Tensor:
+    """W K W^T for each pair of samples, K of (n1 H, n2 H); for the diagonal form its diagonal."""
+    c, h = lift.shape
+    half = lift @ below.view(n1, h, n2 * h)
+    if reduce == "full":
+        return (half.view(n1 * c, n2, h) @ lift.mT).view(n1 * c, n2 * c)
+    return torch.einsum("iajk,ak->aij", half.view(n1, c, n2, h), lift)

@@ -1,0 +1,232 @@
+"""How much is taken at a time, so that the working memory stays within its limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from regimes.core.error import UserError
+from regimes.measure.kernel.cost import entries
+from regimes.measure.kernel.plan import Plan, Term
+
+__all__ = ["Layout", "Problem", "lay_out"]
+
+# Samples in one pass: so many bytes of activations still fit the cache of a processor.
+_CACHE = 16 << 20
+# Rows of a block of the kernel: as small as a matrix product is fast with, so that it stays in the cache.
+_ROWS = 384
+
+
+@dataclass(frozen=True)
+class Problem:
+    """How large a kernel is asked for.
+
+    Attributes:
+        rows: n1.
+        columns: n2, or None for the kernel of the rows with themselves.
+        itemsize: bytes of a number.
+        memory: bytes of working memory.
+        stored: whether blocks are put together in working memory, to be written to a file.
+        accelerator: whether a device other than the processor computes.
+    """
+
+    rows: int
+    columns: int | None
+    itemsize: int
+    memory: int
+    stored: bool = False
+    accelerator: bool = False
+
+    @property
+    def longest(self) -> int:
+        """max(n1, n2)."""
+        return max(self.rows, self.columns or 0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is taken at a time.
+
+    Attributes:
+        tile: samples whose factors are held together, on each side.
+        micro: samples in one pass through the network.
+        chunk: samples of a block of the kernel, on each side.
+        room: numbers for the products of sequences.
+        groups: terms whose factors are held together.
+        directions: directions that are held together.
+        bytes: of working memory, as estimated.
+    """
+
+    tile: int
+    micro: int
+    chunk: int
+    room: int
+    groups: tuple[tuple[Term, ...], ...]
+    directions: tuple[slice, ...]
+    bytes: int
+
+    def samples(self, rows: int, columns: int | None) -> int:
+        """Samples that go through the network, all groups, tiles and directions together."""
+        left, right = (-(-n // self.tile) for n in (rows, columns or rows))
+        pairs = left * (left + 1) // 2 if columns is None else left * right
+        built = left + (pairs - left if columns is None else pairs)
+        if len(self.groups) > 1 and left * right > 1:
+            built = 2 * pairs - (left if columns is None else 0)
+        mean = (rows / left + (columns or rows) / right) / 2
+        return round(built * len(self.groups) * mean * len(self.directions) ** 2)
+
+
+def lay_out(plan: Plan, problem: Problem) -> Layout:
+    """The layout that sends the fewest samples through the network.
+
+    Raises:
+        UserError: if not even one sample, one parameter and one output fit the memory: says what is needed.
+    """
+    fitting = [layout for layout in _candidates(plan, problem) if layout.bytes <= problem.memory]
+    if fitting:
+        return min(fitting, key=lambda layout: layout.samples(problem.rows, problem.columns))
+    raise UserError(
+        f"`memory`: got {problem.memory} bytes, expected at least {_least(plan, problem)}, for one sample and "
+        "the largest parameter at a time"
+    )
+
+
+def _least(plan: Plan, problem: Problem) -> int:
+    """The smallest memory for which there is a layout."""
+
+    def fits(memory: int) -> bool:
+        other = replace(problem, memory=memory)
+        return any(layout.bytes <= memory for layout in _candidates(plan, other))
+
+    high = max(1, problem.memory)
+    while not fits(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _candidates(plan: Plan, problem: Problem) -> Iterator[Layout]:
+    """Layouts from coarse to fine: the largest tile that fits for each partition of terms and directions."""
+    splits = [1] if plan.begin is not None else list(_powers(len(plan.asked)))
+    for split in splits:
+        total = len(plan.asked)
+        step = -(-total // split)
+        directions = tuple(slice(a, min(a + step, total)) for a in range(0, total, step))
+        found = False
+        for count in _powers(len(plan.terms)):
+            groups = _partition(plan, plan.terms, count)
+            for layout in (
+                _largest(plan, problem, groups, directions),
+                _smallest(plan, problem, groups, directions),
+            ):
+                found = found or layout.bytes <= problem.memory
+                yield layout
+        if found:
+            return
+
+
+def _powers(limit: int) -> Iterator[int]:
+    size = 1
+    while size < limit:
+        yield size
+        size *= 2
+    yield max(1, limit)
+
+
+def _partition(plan: Plan, terms: Sequence[Term], count: int) -> tuple[tuple[Term, ...], ...]:
+    """Neighbours together, each group about as large as the others."""
+    c = len(plan.asked)
+    sizes = [entries(term.shape, term.order, plan.width, c) for term in terms]
+    target = max(sum(sizes) / count, *sizes) if sizes else 0
+    groups: list[list[Term]] = [[]]
+    held = 0
+    for term, size in zip(terms, sizes, strict=True):
+        if groups[-1] and held + size > target * 1.0001:
+            groups.append([])
+            held = 0
+        groups[-1].append(term)
+        held += size
+    return tuple(tuple(group) for group in groups)
+
+
+def _largest(
+    plan: Plan, problem: Problem, groups: tuple[tuple[Term, ...], ...], directions: tuple[slice, ...]
+) -> Layout:
+    """The largest tile of a partition, and what goes with it."""
+    c = directions[0].stop - directions[0].start
+    r = c if plan.begin is None else plan.width
+    item = problem.itemsize
+    held = max((sum(entries(t.shape, t.order, r, c) for t in group) for group in groups), default=0) * item
+    one = _transient(plan, groups, c, item)
+    rows = 4096 if problem.accelerator else _ROWS
+    side = max(r, c)
+    width = side if plan.reduce == "full" else 1
+    chunk = max(1, min(problem.longest, rows // width, _side(problem.memory / 12, side, plan, item)))
+    blocks = 3 * chunk**2 * _square(plan, side) * item
+    sequences = any(t.order in ("gram", "one-sided") and t.shape.tokens > 1 for t in plan.terms)
+    room = problem.memory // 8 // item if sequences else 0
+    free = problem.memory - blocks - room * item
+    cache = 1 << 40 if problem.accelerator else _CACHE
+    micro = max(1, min(problem.longest, int(min(free / 3, cache) / one)))
+    free -= micro * one
+    tile = _tile(problem, held, free, _square(plan, c) * item if problem.stored else 0)
+    micro = min(micro, tile)
+    sides = 1 if tile >= problem.longest and problem.columns is None else 2
+    total = blocks + room * item + micro * one + sides * min(tile, problem.longest) * held
+    if problem.stored:
+        total += min(tile, problem.rows) * min(tile, problem.longest) * _square(plan, c) * item
+    return Layout(tile, micro, min(chunk, tile), max(1, room), groups, directions, int(total))
+
+
+def _smallest(
+    plan: Plan, problem: Problem, groups: tuple[tuple[Term, ...], ...], directions: tuple[slice, ...]
+) -> Layout:
+    """One sample at a time."""
+    c = directions[0].stop - directions[0].start
+    r = c if plan.begin is None else plan.width
+    item = problem.itemsize
+    held = max((sum(entries(t.shape, t.order, r, c) for t in group) for group in groups), default=0) * item
+    sequences = [t.shape for t in plan.terms if t.order in ("gram", "one-sided") and t.shape.tokens > 1]
+    room = max((2 * s.tokens * (s.tokens + r * s.given) for s in sequences), default=0) * item
+    blocks = (4 if problem.stored else 3) * _square(plan, max(r, c)) * item
+    total = blocks + room + _transient(plan, groups, c, item) + 2 * held
+    return Layout(1, 1, 1, 1, groups, directions, int(total))
+
+
+def _tile(problem: Problem, held: int, free: float, pair: int) -> int:
+    """Samples on a side, where each takes ``held`` bytes and each pair ``pair``."""
+    n1, n2 = problem.rows, problem.columns
+    whole = (n1 if n2 is None else n1 + n2) * held + n1 * (n2 or n1) * pair
+    if whole <= free:
+        return problem.longest
+    if pair == 0:
+        return max(1, int(free // (2 * held)))
+    return max(1, int((math.sqrt(max(0.0, held**2 + pair * free)) - held) / pair))
+
+
+def _square(plan: Plan, r: int) -> int:
+    """Entries of the kernel per pair of samples."""
+    return r * r if plan.reduce == "full" or plan.lift is not None else r if plan.reduce == "diagonal" else 1
+
+
+def _side(free: float, r: int, plan: Plan, item: int) -> int:
+    return int(math.sqrt(free / (_square(plan, r) * item * 3)))
+
+
+def _transient(plan: Plan, groups: Sequence[Sequence[Term]], c: int, item: int) -> int:
+    """Bytes of one sample while it goes through the network and its gradients are formed."""
+    found = plan.survey
+    most = 0
+    for group in groups:
+        formed = max(
+            (t.shape.numel + t.shape.tokens * t.shape.taken for t in group if t.order == "explicit"),
+            default=0,
+        )
+        rows = sum(t.shape.numel for t in group if t.order == "jacobian")
+        again = c * (rows * 2 * item + 2 * (found.graph + found.flow)) if rows else 0
+        most = max(most, formed * item + again)
+    return 2 * found.graph + 2 * found.flow + most + 64

@@ -1,0 +1,138 @@
+"""What holds for the tangent kernel of every network, on random small ones."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from regimes import measure
+from regimes.measure import Reduce
+from tests import reference
+from tests.measure.architectures import Network, networks
+from tests.measure.awkward import CASES, build, samples
+from tests.measure.limits import Peak, least_memory
+from tests.properties import assert_close, assert_psd, assert_symmetric
+
+REDUCTIONS = st.sampled_from(get_args(Reduce))
+SIZES = st.integers(1, 5)
+quick = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+@quick
+@given(network=networks(), n=SIZES, m=SIZES)
+def test_equals_the_definition(network: Network, n: int, m: int) -> None:
+    x1, x2 = network.samples(n), network.samples(m)
+    found = measure.ntk(network.module, x1, x2, by_layer=True)
+    expected = reference.kernel(network.module, x1, x2)
+    assert list(found) == list(expected)
+    total = torch.stack(list(expected.values())).sum(0)
+    for owner, part in expected.items():
+        # A part that cancels, as that of a bias before a norm, is known up to the rounding of the whole.
+        assert float((found[owner] - part).norm()) <= 1e-12 * float(total.norm())
+
+
+@quick
+@given(network=networks(), n=SIZES, reduce=REDUCTIONS)
+def test_is_symmetric_and_psd(network: Network, n: int, reduce: Reduce) -> None:
+    k = measure.ntk(network.module, network.samples(n), reduce=reduce)
+    assert_symmetric(k)
+    assert_psd(k)
+
+
+@quick
+@given(network=networks(), n=SIZES, reduce=REDUCTIONS)
+def test_layers_add_up(network: Network, n: int, reduce: Reduce) -> None:
+    x = network.samples(n)
+    parts = measure.ntk(network.module, x, reduce=reduce, by_layer=True)
+    assert_close(torch.stack(list(parts.values())).sum(0), measure.ntk(network.module, x, reduce=reduce))
+
+
+@quick
+@given(network=networks(), n=SIZES, seed=st.integers(0, 9), reduce=REDUCTIONS)
+def test_moves_with_the_samples(network: Network, n: int, seed: int, reduce: Reduce) -> None:
+    x = network.samples(n)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    k = measure.ntk(network.module, x, reduce=reduce)
+    assert_close(measure.ntk(network.module, x[order], reduce=reduce), k[order][:, order])
+
+
+@quick
+@given(network=networks(), n=SIZES, data=st.data(), reduce=REDUCTIONS)
+def test_a_block_is_the_kernel_of_its_samples(
+    network: Network, n: int, data: st.DataObject, reduce: Reduce
+) -> None:
+    x = network.samples(n)
+    rows, columns = (data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=4)) for _ in range(2))
+    k = measure.ntk(network.module, x, reduce=reduce)
+    assert_close(measure.ntk(network.module, x[rows], x[columns], reduce=reduce), k[rows][:, columns])
+
+
+@quick
+@given(network=networks(), n=SIZES, m=SIZES)
+def test_reductions_are_those_of_the_whole(network: Network, n: int, m: int) -> None:
+    x1, x2 = network.samples(n), network.samples(m)
+    diagonal = measure.ntk(network.module, x1, x2).diagonal(dim1=2, dim2=3)
+    assert_close(measure.ntk(network.module, x1, x2, reduce="diagonal"), diagonal)
+    assert_close(measure.ntk(network.module, x1, x2, reduce="trace"), diagonal.mean(-1))
+
+
+@settings(quick, max_examples=15)
+@given(network=networks(), n=SIZES, m=st.none() | SIZES, more=st.floats(1.0, 4.0), reduce=REDUCTIONS)
+def test_does_not_depend_on_memory(
+    network: Network, n: int, m: int | None, more: float, reduce: Reduce
+) -> None:
+    x = (network.samples(n),) if m is None else (network.samples(n), network.samples(m))
+    memory = int(more * least_memory(network.module, *x, reduce=reduce))
+    whole = measure.ntk(network.module, *x, reduce=reduce)
+    assert_close(measure.ntk(network.module, *x, reduce=reduce, memory=memory), whole)
+    parts = measure.ntk(network.module, *x, reduce=reduce, memory=memory, by_layer=True)
+    assert_close(torch.stack(list(parts.values())).sum(0), whole)
+
+
+TILED = [
+    "mlp with biases and outputs", "scaled", "images", "depthwise separable", "transposed conv2d",
+    "batch norm in eval", "positions", "lstm", "tied", "tied head", "reused in time", "bare parameters",
+    "einsum", "partly frozen", "in place", "row by row", "ordered", "force", "own backward",
+    "vision transformer", "encoder of two layers", "attention", "routed",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_tiles_make_no_difference(name: str) -> None:
+    """The least memory that is accepted: a tile at a time."""
+    assert CASES[name].output is None
+    module, x1, x2 = build(name), samples(name, 4), samples(name, 3)
+    for x in ((x1,), (x1, x2)):
+        least = least_memory(module, *x)
+        whole = measure.ntk(module, *x)
+        assert_close(measure.ntk(module, *x, memory=least), whole)
+
+
+def test_peak_weighs_what_is_there() -> None:
+    with Peak() as peak:
+        a = torch.ones(1000)
+        b = a + 1
+        del a
+        view = b[:10]
+        del b
+        assert peak.now == 4000 and peak.most == 8000
+        del view
+        assert peak.now == 0
+
+
+@pytest.mark.parametrize("reduce", ["full", "trace"])
+@pytest.mark.parametrize("name", ["mlp with biases and outputs", "images", "lstm", "sequences", "routed"])
+def test_the_limit_is_kept(name: str, reduce: Reduce) -> None:
+    """Besides the kernel and a copy of the inputs; what an operation takes inside itself is estimated."""
+    module, x = build(name), samples(name, 16)
+    least = least_memory(module, x, reduce=reduce)
+    for memory in (4 * least, 16 * least):
+        with Peak() as peak:
+            k = measure.ntk(module, x, reduce=reduce, memory=memory)
+        assert peak.most <= 1.5 * memory + k.nbytes + x.nbytes
