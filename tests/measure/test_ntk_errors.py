@@ -250,7 +250,7 @@ def test_refuses_a_limit_that_is_no_number_of_bytes(memory: int) -> None:
 
 @pytest.mark.parametrize("name", ["mlp with biases and outputs", "images", "lstm", "attention", "einsum"])
 def test_says_how_much_memory_the_smallest_tile_needs(name: str) -> None:
-    module, x = build(name), samples(name, 6)
+    module, x = build(name), samples(name, 3)
     needed = least_memory(module, x)
     assert_close(measure.ntk(module, x, memory=needed), measure.ntk(module, x))
     with pytest.raises(UserError, match=r"^`memory`: got"):

@@ -26,7 +26,14 @@ from tests.measure.limits import Peak
 from tests.properties import assert_close
 
 # Taken by no product: there is neither a forward mode nor a second derivative, or J^T is no transpose.
-REFUSED = [name for name in CASES if "embedding bag" in name or "frequency" in name]
+REFUSED = (
+    "embedding scaled by frequency",
+    "embedding bag",
+    "embedding bag of largest",
+    "embedding bag with weights",
+)
+# Taken a sample at a time, too.
+SMALL = ("mlp", "images", "tied", "attention with heads", "bert", "lstm", "checkpoint", "partly frozen")
 
 
 def inputs(n: int = 5) -> Tensor:
@@ -78,14 +85,16 @@ class Cubed(nn.Module):
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in REFUSED])
 def test_equals_the_formed_kernel(name: str) -> None:
-    module, x, output = build(name), samples(name, 5), CASES[name].output
+    module, x, output = build(name), samples(name, 3), CASES[name].output
     expected = formed(module, x, output)
-    for memory in (None, 1):
+    # What agrees on a vector drawn at random differs nowhere.
+    v = np.random.default_rng(0).standard_normal(len(expected))
+    for memory in (None, 1) if name in SMALL else (None,):
         operator = ntk_operator(module, x, output=output, memory=memory)
         assert operator.dtype == np.float64
         assert operator.shape == tuple(expected.shape)
-        assert operator.samples * operator.outputs == len(expected) and operator.samples == 5
-        assert_close(dense(operator), expected, 1e-10)
+        assert operator.samples * operator.outputs == len(expected) and operator.samples == 3
+        assert_close(torch.from_numpy(operator.matvec(v)), expected @ torch.from_numpy(v), 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +173,11 @@ def test_memory_bounds_the_samples_of_a_pass_and_nothing_else(build_net: Callabl
     assert largest_batch(module, x, 1) == 1
     sizes = [largest_batch(module, x, memory) for memory in (1_000, 4_000, 32_000)]
     assert sizes == sorted(sizes) and 1 <= sizes[0] < sizes[-1]
-    whole = dense(ntk_operator(module, x))
+    whole = ntk_operator(module, x)
+    v = np.random.default_rng(0).standard_normal(whole.shape[0])
     for memory in (1, 4_000):
-        assert_close(dense(ntk_operator(module, x, memory=memory)), whole)
+        found = torch.from_numpy(ntk_operator(module, x, memory=memory).matvec(v))
+        assert_close(found, torch.from_numpy(whole.matvec(v)))
 
 
 @pytest.mark.parametrize("name", ["attention with heads", "images", "without gradient", "gpt"])

@@ -90,7 +90,7 @@ def estimates(
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_standard_errors_are_honest(outputs: int, probes: int) -> None:
     """Over 400 seeds: the mean is right, the error is the spread, and z is spread like Student's t."""
-    k = formed(models.mlp(D, 30, 2, outputs), inputs(120)).numpy()
+    k = formed(models.mlp(D, 30, 2, outputs), inputs(120 // outputs)).numpy()
     truth = np.trace(k), np.trace(k) ** 2 / np.sum(k * k)
     found = [estimates(k, probes, seed) for seed in range(400)]
     for true, each in zip(truth, zip(*found, strict=True), strict=True):

@@ -17,6 +17,7 @@ __all__ = [
     "count",
     "device_of",
     "feed",
+    "joined",
     "same_samples",
     "take",
     "tensors",

@@ -68,7 +68,7 @@ def call(module: nn.Module, parameters: Tree, x: Inputs, output: Output | None =
     """f(w, x): what the module returns at these parameters, or what ``output`` picks from it."""
     with bind(module, parameters):
         found = feed(module, x)
-    return found if output is None else output(found)
+        return found if output is None else output(found)
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def jvp(
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
-            return _jvp_by_vjp(outputs, values, tangent)
+            return _jvp_by_vjp(module, outputs, values, tangent)
 
 
 @cache
@@ -202,9 +202,11 @@ def _load_forward_mode() -> None:
         torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.zeros(()),))
 
 
-def _jvp_by_vjp(outputs: Callable[[Tree], Tensor], values: Tree, tangent: Tree) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+def _jvp_by_vjp(
+    module: nn.Module, outputs: Callable[[Tree], Tensor], values: Tree, tangent: Tree
+) -> tuple[Tensor, Tensor]:
+    leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+    with torch.enable_grad(), bind(module, leaves):
         out = outputs(leaves)
         u = torch.zeros_like(out, requires_grad=True)
         pulled = torch.autograd.grad(out, list(leaves.values()), u, create_graph=True, materialize_grads=True)
@@ -237,10 +239,12 @@ def vjp(
     """
     with exact(device_of(x)), torch.enable_grad():
         leaves = {name: plain(value).requires_grad_() for name, value in parameters.items()}
-        out = columns(call(module, leaves, transform(x, plain), output), count(x))
-        if not out.requires_grad:
-            return out, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        grads = torch.autograd.grad(out, list(leaves.values()), plain(cotangent), materialize_grads=True)
+        # A checkpointed part runs once more in the backward pass: it must then meet the same parameters.
+        with bind(module, leaves):
+            out = columns(call(module, leaves, transform(x, plain), output), count(x))
+            if not out.requires_grad:
+                return out, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+            grads = torch.autograd.grad(out, list(leaves.values()), plain(cotangent), materialize_grads=True)
     return out.detach(), dict(zip(leaves, grads, strict=True))
 
 

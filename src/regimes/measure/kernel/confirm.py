@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.derivative import bind
 from regimes.core.error import UserError
+from regimes.core.layer import is_stackable
 from regimes.measure.kernel.network import Network, Pass, record
 from regimes.measure.kernel.record import reached
 from regimes.measure.kernel.rule import gradients, rule_of
@@ -78,12 +79,13 @@ def survey(network: Network, probe: Inputs) -> Survey:
         if found[i] is None:
             rest.update(name for r in use.draft.references.values() for name in r.names)
     sites = _without(found, rest)
-    sites, wrong = _confirmed(network, probe, sites, used - rest)
+    sure = _is_plain(network.module)
+    sites, wrong = (sites, set[str]()) if sure else _confirmed(network, probe, sites, used - rest)
     rest |= wrong
     order = [name for name in network.trained if name in rest]
     ruled, c, n = frozenset(used - rest), two.outputs.shape[1], count(probe)
     flow = sum(use.shape.numel() for use in two.uses) * two.outputs.element_size() // n
-    graph = max(flow, _graph(network, probe) // n)
+    graph = 4 * flow if sure else max(flow, _graph(network, probe) // n)
     return Survey(tuple(_without(sites, rest)), ruled, tuple(order), c, head, graph, flow)
 
 
@@ -140,6 +142,12 @@ def _weighed(kept: dict[int, int]) -> Iterator[None]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether the module is a sequence of our own layers, untouched: samples cannot meet in it."""
+    hooked = (m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules())
+    return is_stackable(module) and not any(hooked)
 
 
 def _located(one: Pass, two: Pass) -> list[Site | None] | None:

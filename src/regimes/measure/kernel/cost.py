@@ -66,13 +66,13 @@ def pairing(shape: Shape, order: Order, reduce: Reduce, r: int, rates: Rates, it
     if order == "gram" and not full:
         sums = 1 if reduce == "trace" else r
         return (2 * t * t * (d + r * e)) / rates.product + 4 * sums * t * t * itemsize / rates.traffic
-    last = 2 * r * r * t * e / rates.batched + 4 * t * r * e * itemsize / rates.traffic
+    last = 2 * r * r * t * e / rates.batched + 2 * t * r * e * itemsize / rates.shuffle
     if order == "one-sided":
         return 2 * r * t * d * e / rates.product + last
     return (
         2 * t * t * d / rates.product
         + 2 * r * t * t * e / rates.batched
-        + 2 * t * t * itemsize / rates.traffic
+        + 2 * t * t * itemsize / rates.shuffle
         + last
     )
 

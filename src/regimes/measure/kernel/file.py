@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from regimes.core.batch import tensors
 from regimes.core.error import UserError
 from regimes.measure.kernel.request import Request
 from regimes.measure.kernel.store import Unit, Window
@@ -26,21 +26,43 @@ __all__ = ["KernelFile", "check_path", "fingerprint", "write"]
 def fingerprint(request: Request) -> str:
     """What makes a kernel this one: the architecture, the parameters, the samples, the form."""
     network = request.network
-    digest = hashlib.sha256()
-    facts = (str(network.module), request.reduce, request.scale, network.trained, request.columns is None)
-    digest.update(repr((*facts, getattr(network.output, "__qualname__", None))).encode())
+    classes = [
+        (name, type(sub).__module__, type(sub).__qualname__) for name, sub in network.module.named_modules()
+    ]
+    form = (request.reduce, request.scale, network.trained, request.columns is None)
+    digest = hashlib.sha256(repr((str(network.module), classes, form, _code(network.output))).encode())
     named = {
         **dict(network.module.named_parameters()),
         **dict(network.module.named_buffers()),
         **network.values,
     }
-    columns = {} if request.columns is None else tensors(request.columns)
-    for part in (named, tensors(request.rows), columns):
-        for name, value in part.items():
-            array = value.detach().cpu().contiguous()
-            digest.update(f"{name} {tuple(array.shape)} {array.dtype}".encode())
-            digest.update(array.view(-1).view(torch.uint8).numpy().data)
+    for part in (named, request.rows, {} if request.columns is None else request.columns):
+        pairs = (
+            part.items() if isinstance(part, Mapping) else [("", part)] if isinstance(part, Tensor) else part
+        )
+        for entry in pairs:
+            for value in entry if isinstance(entry, tuple) else (entry,):
+                _feed(digest, value)
     return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    """A tensor by its numbers, anything else by its name."""
+    if not isinstance(value, Tensor):
+        digest.update(repr(value).encode())
+        return
+    array = value.detach().cpu().contiguous()
+    digest.update(f"{tuple(array.shape)} {array.dtype}".encode())
+    digest.update(array.view(-1).view(torch.uint8).numpy().data)
+
+
+def _code(function: Any) -> Any:
+    """What a function does, as far as its code says."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return repr(type(function)) if function is not None else None
+    held = [repr(cell.cell_contents) for cell in function.__closure__ or ()]
+    return code.co_code.hex(), repr(code.co_consts), code.co_names, held, repr(function.__defaults__)
 
 
 def check_path(path: Path) -> None:

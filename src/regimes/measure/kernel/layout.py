@@ -13,9 +13,9 @@ from regimes.measure.kernel.plan import Plan, Term
 __all__ = ["Layout", "Problem", "lay_out"]
 
 # Samples in one pass: so many bytes of activations still fit the cache of a processor.
-_CACHE = 16 << 20
+_CACHE = 48 << 20
 # Rows of a block of the kernel: as small as a matrix product is fast with, so that it stays in the cache.
-_ROWS = 384
+_ROWS = 768
 
 
 @dataclass(frozen=True)

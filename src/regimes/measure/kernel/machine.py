@@ -26,13 +26,14 @@ class Rates:
         product: floating-point operations in one large matrix product.
         batched: the same in a batch of small ones.
         traffic: bytes moved by an operation entry by entry.
+        shuffle: bytes moved by a copy that exchanges axes.
         call: seconds that a small operation takes in any case.
     """
 
     product: float
     batched: float
     traffic: float
-    call: float
+    shuffle: float
 
 
 @cache
@@ -80,12 +81,15 @@ def _measure(device: torch.device, dtype: torch.dtype) -> Rates:
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.randn(batch, small, small, device=device, dtype=dtype)
     out = torch.empty_like(a)
-    tiny = torch.zeros(8, device=device, dtype=dtype)
+    axes = torch.randn(16, 16, 32, 8, 32, device=device, dtype=dtype)
     return Rates(
         product=2 * size**3 / _seconds(lambda: torch.mm(a, a, out=out)),
         batched=2 * batch * small**3 / _seconds(lambda: b @ b),
         traffic=3 * a.numel() * a.element_size() / _seconds(lambda: torch.add(a, a, out=out)),
-        call=_seconds(lambda: tiny + tiny),
+        shuffle=2
+        * axes.numel()
+        * axes.element_size()
+        / _seconds(lambda: axes.permute(1, 2, 4, 0, 3).contiguous()),
     )
 
 

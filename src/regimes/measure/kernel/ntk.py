@@ -95,7 +95,7 @@ def ntk(
         memory: bytes of working memory, besides the result (default: 2^30).
         out: a path that ends in .npy: the kernel is written there, a tile at a time, and the result is a tensor
             over the mapped file. The same call continues a file that was left unfinished; a journal lies beside it.
-        overwrite: replace what is in ``out``, if that is another kernel.
+        overwrite: begin ``out`` anew, whatever it holds.
         progress: show a bar with the time left.
         parameters: w by name (default: the parameters of the module), as in ``State.parameters``.
 
