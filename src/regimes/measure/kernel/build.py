@@ -14,6 +14,7 @@ from regimes.measure.kernel.factor import Factor
 from regimes.measure.kernel.hold import Heads, Products, Rows
 from regimes.measure.kernel.network import Network, Pass, record
 from regimes.measure.kernel.plan import Plan, Term
+from regimes.measure.kernel.record import reached
 from regimes.measure.kernel.rule import Rule, TokenRule, gradients, rule_of
 from regimes.measure.kernel.site import IrregularError
 from regimes.measure.kernel.watch import Watch, check_alone
@@ -117,6 +118,10 @@ class Builder:
         for site, use in zip(sites, run.uses, strict=True):
             if site is not None and not site.matches(use, samples):
                 raise IrregularError("another use")
+        leaves = reached(run.outputs)
+        hidden = {name for name, leaf in run.leaves.items() if id(leaf) in leaves}
+        if (hidden | run.recorder.rest) - set(self.plan.survey.rest):
+            raise IrregularError("a parameter used in another way")
 
     def _jacobian(self, x: Inputs, names: Sequence[str]) -> dict[str, Tensor]:
         """Rows of the Jacobian in the directions asked for, (n, r, p) by name."""

@@ -106,7 +106,8 @@ class Products:
 
     def factor(self) -> Factor:
         """The factor of the order that was planned."""
-        assert self._inputs is not None and self._grads is not None
+        assert self._inputs is not None
+        assert self._grads is not None
         term = self._term
         if term.order == "gram" and term.shape.tokens == 1 and term.shape.taken:
             return Gram(self._inputs[:, 0], self._grads[:, :, 0], term.factor, term.bias)

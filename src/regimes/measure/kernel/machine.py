@@ -27,7 +27,6 @@ class Rates:
         batched: the same in a batch of small ones.
         traffic: bytes moved by an operation entry by entry.
         shuffle: bytes moved by a copy that exchanges axes.
-        call: seconds that a small operation takes in any case.
     """
 
     product: float

@@ -19,6 +19,7 @@ from regimes.measure.kernel.factor import Reduce
 from regimes.measure.kernel.file import KernelFile, check_path, fingerprint, write
 from regimes.measure.kernel.layout import Problem, lay_out
 from regimes.measure.kernel.machine import rates
+from regimes.measure.kernel.memory import forget
 from regimes.measure.kernel.plan import Plan, by_jacobian, make_plan
 from regimes.measure.kernel.request import Request, request
 from regimes.measure.kernel.site import IrregularError
@@ -206,6 +207,7 @@ def _computed(
     try:
         store = _filled(asked, plan, by_layer, tick)
     except IrregularError:
+        forget(asked.network)
         store = _filled(asked, by_jacobian(asked.network, plan), by_layer, tick)
     if not by_layer:
         return store.kernel("")
@@ -234,6 +236,7 @@ def _written(asked: Request, path: Path, overwrite: bool, tick: Callable[[float]
     try:
         write(task_of(asked, plan, False, stored=True), file, shape, tick)
     except IrregularError:
+        forget(asked.network)
         write(task_of(asked, by_jacobian(asked.network, plan), False, stored=True), file, shape, tick)
     return file.tensor()
 

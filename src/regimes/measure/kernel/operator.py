@@ -188,7 +188,7 @@ def ntk_operator(
     """
     batch.check(x, "x")
     with exact(batch.device_of(x)):
-        asked = request(module, x, None, "full", output, memory, parameters)
+        asked = request(module, x, None, "full", output, memory, parameters, "x")
         network = asked.network
         values = {
             name: network.values.get(name, plain(p)).clone() for name, p in network.module.named_parameters()

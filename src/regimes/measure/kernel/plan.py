@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from regimes.core.batch import Inputs
-from regimes.measure.kernel.confirm import Survey, survey
+from regimes.measure.kernel.confirm import Survey
 from regimes.measure.kernel.cost import Order, Shape, cheapest
 from regimes.measure.kernel.factor import Reduce
 from regimes.measure.kernel.machine import Rates
+from regimes.measure.kernel.memory import known
 from regimes.measure.kernel.network import Network
 from regimes.measure.kernel.site import Site
 
@@ -83,7 +84,7 @@ def make_plan(
         rates: of the machine.
         directions: (r, c), what the kernel is asked for in output space (default: each output).
     """
-    found = survey(network, probe)
+    found = known(network, probe)
     c = found.outputs
     asked = directions
     if asked is None:

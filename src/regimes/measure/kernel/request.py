@@ -81,8 +81,9 @@ def request(
     output: Output | None,
     memory: int | None,
     parameters: Mapping[str, Tensor] | None,
+    name: str = "x1",
 ) -> Request:
-    """Check what was given.
+    """Check what was given; x1, called ``name`` where the caller is, has been: its device was needed.
 
     Raises:
         UserError: as :func:`regimes.measure.ntk` says.
@@ -93,12 +94,11 @@ def request(
         )
     if memory is not None and not memory > 0:
         raise UserError(f"`memory`: got {memory}, expected a positive number of bytes, or None")
-    check(x1, "x1")
     if x2 is not None:
         check(x2, "x2")
         same_samples(x1, x2)
     network, prefix, scale = _network(module, parameters, output)
-    _check_precision(x1, "x1", network.dtype)
+    _check_precision(x1, name, network.dtype)
     if x2 is not None:
         _check_precision(x2, "x2", network.dtype)
     columns = None if x2 is None or x2 is x1 else transform(x2, plain)

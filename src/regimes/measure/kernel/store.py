@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from regimes.measure.kernel.factor import Reduce
 
 __all__ = ["Store", "Unit", "Whole", "Window", "natural"]
-
-_LARGE = 32 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -76,9 +71,8 @@ class Whole(Store):
         """Put a block where it belongs."""
         kernel = self._kernels.get(owner)
         if kernel is None:
-            kernel = self._kernels[owner] = _room(self._shape, self._like)
-            if self._sums:
-                kernel.zero_()
+            make = self._like.new_zeros if self._sums else self._like.new_empty
+            kernel = self._kernels[owner] = make(self._shape)
         if self._reduce == "full":
             place = kernel[row.samples, row.directions, column.samples, column.directions]
         elif self._reduce == "diagonal":
@@ -94,16 +88,6 @@ class Whole(Store):
         """(n1, n2, c, c), (n1, n2, c) or (n1, n2): a view, laid out as the kernel was computed."""
         found = self._kernels.get(owner)
         return natural(self._like.new_zeros(self._shape) if found is None else found, self._reduce)
-
-
-def _room(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Memory for a kernel; on Linux a large one in large pages, which are a fraction of the page faults."""
-    size = math.prod(shape) * like.element_size()
-    if like.device.type != "cpu" or size < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return like.new_empty(shape)
-    pages = mmap.mmap(-1, size)
-    pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
 
 class Window(Store):
