@@ -242,7 +242,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     times = {name: f"{row['seconds'][name]:.3g} s ({ratio:.3g})" for name, ratio in row["ratio"].items()}
     return [
         NETWORKS[row["network"]][0], str(row["outputs"]), str(row["n"]), row["kernel"],
-        f"{row['seconds']['regimes']:.3g} s" if row["seconds"] else "-",
+        f"{row['seconds']['regimes']:.3g} s" if "regimes" in row["seconds"] else "-",
         *(times.get(name, "-") for name in PEERS),
         "-" if best is None else f"{best:.3g} ({row['best peer']})",
     ]  # fmt: skip

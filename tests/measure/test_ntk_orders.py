@@ -378,3 +378,14 @@ def test_rates_need_no_folder(measured: list[Rates], tmp_path: Path, monkeypatch
 def test_rates_of_this_machine_are_numbers() -> None:
     found = machine._measure(CPU, F64)
     assert all(1e6 < rate < 1e18 for rate in asdict(found).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_residual_network_goes_by_rule(dtype: torch.dtype) -> None:
+    # An addition hands one gradient to both its sides: looking at it must not change it.
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dtype=dtype).eval()
+    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(24, 3, dtype=dtype))
+    x = torch.randn(6, 3, 8, dtype=dtype)
+    orders = {each.order for each in measure.ntk_forecast(network, x).layers}
+    assert "jacobian" not in orders

@@ -16,14 +16,15 @@ from regimes.measure.kernel.cost import pairing
 from regimes.measure.kernel.factor import Reduce
 from regimes.measure.kernel.machine import rates
 from regimes.measure.kernel.ntk import planned, task_of
-from regimes.measure.kernel.plan import Plan
+from regimes.measure.kernel.plan import Plan, by_jacobian
 from regimes.measure.kernel.request import request
+from regimes.measure.kernel.site import IrregularError
 from regimes.measure.kernel.tiles import Task
 
 __all__ = ["Forecast", "LayerForecast", "ntk_forecast"]
 
 # Samples that are sent through the network to time it.
-_SAMPLES = 16
+_SAMPLES = 128
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def ntk_forecast(
 ) -> Forecast:
     """What :func:`ntk` will cost: seconds, bytes, and the plan for each layer.
 
-    The network is looked at on two samples, and timed on up to 16; nothing larger runs. The rates of the machine
-    are measured once and kept (``REGIMES_CACHE``).
+    The network is looked at on two samples, and timed on one pass of up to 128; nothing larger runs. The rates of
+    the machine are measured once and kept (``REGIMES_CACHE``).
 
     Args:
         module: f.
@@ -121,11 +122,17 @@ def ntk_forecast(
         plan = planned(asked)
         planning = time.perf_counter() - began
         task = task_of(asked, plan, by_layer=False, stored=False)
+        try:
+            each = _building(task, plan)
+        except IrregularError:
+            plan = by_jacobian(asked.network, plan)
+            task = task_of(asked, plan, by_layer=False, stored=False)
+            each = _building(task, plan)
         n1, n2 = asked.shape
         pairs = n1 * (n1 + 1) // 2 if asked.columns is None else n1 * n2
         layers = _layers(task, pairs, asked.prefix)
         passes = task.layout.samples(n1, None if asked.columns is None else n2)
-        seconds = planning + _building(task, plan) * passes + sum(layer.seconds for layer in layers)
+        seconds = planning + each * passes + sum(layer.seconds for layer in layers)
         entries = n1 * n2 * {"full": len(plan.asked) ** 2, "diagonal": len(plan.asked), "trace": 1}[reduce]
         item = asked.network.dtype.itemsize
         machine = rates(asked.network.device, asked.network.dtype)

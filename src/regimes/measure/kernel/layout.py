@@ -16,6 +16,8 @@ __all__ = ["Layout", "Problem", "lay_out"]
 _CACHE = 48 << 20
 # Rows of a block of the kernel: as small as a matrix product is fast with, so that it stays in the cache.
 _ROWS = 768
+# Parameters from which on a product of gradients is a long sum, and the fewest rows that it is worth taking.
+_LONG, _FEW = 1 << 12, 128
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,9 @@ def _largest(
     side = max(r, c)
     width = side if plan.reduce == "full" else 1
     chunk = max(1, min(problem.longest, rows // width, _side(problem.memory / 12, side, plan, item)))
+    if any(t.order == "explicit" and t.shape.numel >= _LONG for t in plan.terms):
+        # Long sums keep small blocks fast, and the smaller they are, the less is computed twice.
+        chunk = min(chunk, max(-(-problem.longest // 8), -(-_FEW // width)))
     blocks = 3 * chunk**2 * _square(plan, side) * item
     sequences = any(t.order in ("gram", "one-sided") and t.shape.tokens > 1 for t in plan.terms)
     room = problem.memory // 8 // item if sequences else 0
