@@ -265,10 +265,10 @@ def test_forms_no_weight_gradients_by_autograd(
     reduce: Reduce, order: Order, force: Callable[[Order], None]
 ) -> None:
     """But for the two samples, one by one, on which the rules are confirmed."""
-    module = with_head("convolutions", None, 3)
     force(order)
     confirming = set()
     for n in (5, 11):
+        module = with_head("convolutions", None, 3)
         with Backward() as seen:
             measure.ntk(module, given("convolutions", n), reduce=reduce)
         assert (n, False) in seen.found

@@ -187,6 +187,12 @@ def planned(asked: Request, directions: Tensor | None = None) -> Plan:
     return make_plan(network, asked.probe, asked.reduce, rates(network.device, network.dtype), directions)
 
 
+def _by_jacobian(asked: Request, directions: Tensor | None = None) -> Plan:
+    """The plan for a network that does not keep to its own; looked at anew, it may have to be refused."""
+    forget(asked.network)
+    return by_jacobian(asked.network, planned(asked, directions))
+
+
 def task_of(asked: Request, plan: Plan, by_layer: bool, stored: bool) -> Task:
     """The kernel of a plan, and how much is taken at a time."""
     n1, n2 = asked.shape
@@ -207,8 +213,8 @@ def _computed(
     try:
         store = _filled(asked, plan, by_layer, tick)
     except IrregularError:
-        forget(asked.network)
-        store = _filled(asked, by_jacobian(asked.network, plan), by_layer, tick)
+        plan = _by_jacobian(asked, directions)
+        store = _filled(asked, plan, by_layer, tick)
     if not by_layer:
         return store.kernel("")
     owners = dict.fromkeys(name.rpartition(".")[0] for name in asked.network.trained)
@@ -236,8 +242,7 @@ def _written(asked: Request, path: Path, overwrite: bool, tick: Callable[[float]
     try:
         write(task_of(asked, plan, False, stored=True), file, shape, tick)
     except IrregularError:
-        forget(asked.network)
-        write(task_of(asked, by_jacobian(asked.network, plan), False, stored=True), file, shape, tick)
+        write(task_of(asked, _by_jacobian(asked), False, stored=True), file, shape, tick)
     return file.tensor()
 
 
