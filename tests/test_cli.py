@@ -128,7 +128,7 @@ def test_version() -> None:
     ("arguments", "words"),
     [
         (("run", "feature-lzy"), ("`STUDY`", "did you mean 'feature-lazy'?")),
-        (("run", "two-regimes"), ("planned", "available: feature-lazy")),
+        (("run", "two-regimes"), ("planned", "available: lazy-training, feature-lazy")),
         (("run", "nowhere.py"), ("nowhere.py", "no such file")),
         (("claims", "nowhere"), ("`OUT`", "no such directory")),
         (("report", "nowhere"), ("`OUT`", "no such directory")),

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from regimes import control, models
+from regimes import control, models, train
 from regimes.control.scale import unscaled
 from regimes.core.error import UserError
 from regimes.core.loss import squared
@@ -162,3 +162,43 @@ def test_a_bad_alpha_is_named(alpha: object) -> None:
 def test_scaling_twice_is_a_mistake() -> None:
     with pytest.raises(UserError, match="`module`: got a module that is scaled already"):
         control.scale(control.scale(models.mlp(5, 8, 2), 2.0), 2.0)
+
+
+def test_an_origin_that_is_not_finite_is_found_at_the_first_call() -> None:
+    net = models.mlp(5, 8, 2)
+    scaled = control.scale(net, 2.0)
+    with pytest.raises(UserError, match=r"`module`: its output at the origin: \[2, 0\] is nan"):
+        scaled(torch.where(torch.arange(6)[:, None] == 2, math.nan, X))
+    scaled(X)
+    next(net.parameters()).data[0, 0] = math.nan  # later it is for the training to say
+    assert bool(scaled(X).isnan().all())
+    broken = control.scale(net, 2.0)
+    with pytest.raises(UserError, match=r"`module`: its output at the origin: \[0, 0\] is nan"):
+        broken(X)
+    assert bool(control.scale(net, 2.0, center=False)(X).isnan().all())  # nothing is subtracted
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_too_few_digits_for_alpha_are_said_once(dtype: torch.dtype, center: bool) -> None:
+    scaled = control.scale(models.mlp(5, 8, 2).to(dtype), 2e3, center)
+    with pytest.warns(UserWarning, match=r"`alpha` above 1000 .* call \.double\(\)") as caught:
+        scaled(X.to(dtype))
+    scaled(X.to(dtype))
+    assert len(caught) == 1
+    control.scale(models.mlp(5, 8, 2).to(dtype), 1000.0, center)(X.to(dtype))
+    scaled.double()(X)
+    control.scale(models.mlp(5, 8, 2), 1e6, center)(X)
+
+
+def test_a_lazy_float32_module_is_no_trouble_for_an_engine() -> None:
+    """It runs in float64."""
+    scaled = control.scale(models.mlp(5, 8, 2).float(), 1e5)
+    *_, end = train.flow(scaled, X.float(), X[:, 0].sign(), max_steps=2)
+    assert end(X).dtype == torch.float64
+
+
+def test_what_is_looked_at_once_does_not_disturb_vmap() -> None:
+    scaled = control.scale(models.mlp(5, 8, 2, activation="tanh"), 2.0)
+    move(scaled.network)
+    torch.testing.assert_close(torch.func.vmap(scaled)(X), scaled(X))

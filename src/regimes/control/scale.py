@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from regimes.core.batch import check_finite
 from regimes.core.error import UserError
 
 __all__ = ["Scaled", "scale", "unscaled"]
+
+# From here on alpha (f - f0) has lost half its digits in float32 (Chizat et al. 2019 sweep in double).
+_LAZY = 1e3
+# Without the numbers of the case, so that a sweep is told once.
+_DIGITS = (
+    f"`alpha` above {_LAZY:g} in less than double precision: f - f0 is of size 1 / alpha, so that its rounding "
+    "error is a share of about alpha * 1e-7; call .double() on the module and on its inputs"
+)
 
 
 class Scaled(nn.Module):
@@ -24,6 +34,7 @@ class Scaled(nn.Module):
     """
 
     alpha: Tensor
+    _checked = False
 
     def __init__(self, network: nn.Module, alpha: float, center: bool = True) -> None:
         super().__init__()
@@ -35,12 +46,27 @@ class Scaled(nn.Module):
 
     def forward(self, *args: Any, **named: Any) -> Tensor:
         """F(w, x), of the shape of f(w, x)."""
-        out = self.network(*args, **named)
+        out, start = self.network(*args, **named), None
         if self.origin is not None:
             with torch.no_grad():
                 start = self.origin(*args, **named)
-            out = out - start
-        return self.alpha * out
+        if not self._checked:
+            self._check(out, start)
+        return self.alpha * (out if start is None else out - start)
+
+    def _check(self, out: Tensor, start: Tensor | None) -> None:
+        """At the first call: raise if f(w0, x) is not finite, warn if its digits are too few for alpha."""
+        try:
+            if start is not None:
+                check_finite(
+                    start, "`module`: its output at the origin", "start from finite weights and inputs"
+                )
+            short = out.dtype != torch.float64 and float(self.alpha) > _LAZY
+        except RuntimeError:  # inside vmap, or on the meta device, there are no numbers to look at
+            return
+        self._checked = True
+        if short:
+            warnings.warn(_DIGITS, UserWarning, stacklevel=2)
 
     def train(self, mode: bool = True) -> Scaled:
         """Training mode for the network; the origin stays in eval mode, so that f(w0, x) does not move."""
@@ -79,7 +105,11 @@ def scale(module: nn.Module, alpha: float, center: bool = True) -> Scaled:
         DistributedDataParallel work as on any module (the origin has no trainable parameters).
 
     Raises:
-        UserError: if alpha is not positive and finite.
+        UserError: if alpha is not positive and finite; at the first call if f(w0, x) is not finite.
+
+    Warns:
+        UserWarning: at the first call if alpha is above 1000 and f has less than double precision. The engines
+            of ``regimes.train`` run such a module in float64 unless they are told not to.
 
     Source: Chizat, Oyallon, Bach 2019, section 1; Geiger et al. 2020, equation for F and L.
 

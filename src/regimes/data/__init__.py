@@ -8,11 +8,19 @@ from regimes.data.catalog import DATASETS
 if TYPE_CHECKING:
     from regimes.data.dataset import Dataset, Split, load
     from regimes.data.download import fetch
+    from regimes.data.teacher_student import Teacher, teacher
 
-__all__ = ["DATASETS", "Dataset", "Split", "fetch", "load"]
+__all__ = ["DATASETS", "Dataset", "Split", "Teacher", "fetch", "load", "teacher"]
 
 # Everything but the catalogue waits until it is asked for: listing the data sets must not load PyTorch.
-LATER = {"Dataset": "dataset", "Split": "dataset", "load": "dataset", "fetch": "download"}
+LATER = {
+    "Dataset": "dataset",
+    "Split": "dataset",
+    "Teacher": "teacher_student",
+    "fetch": "download",
+    "load": "dataset",
+    "teacher": "teacher_student",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from regimes.measure.drift import KernelDrift, alignment, drift, kernel_distance
 from regimes.measure.fluctuation import Averaging, Fluctuation, averaging, fluctuation
 from regimes.measure.gap import Gap, gap, linearized
+from regimes.measure.kappa import kappa
 from regimes.measure.kernel import (
     Eigenpairs,
     Forecast,
@@ -17,6 +18,7 @@ from regimes.measure.kernel import (
 )
 from regimes.measure.movement import Movement, movement
 from regimes.measure.outputs import Error, Outputs, error_rate
+from regimes.measure.pattern import Pattern, pattern
 from regimes.measure.probe import Probe, Row, Snapshot, When, log_spaced, observe
 from regimes.measure.times import Times
 
@@ -31,6 +33,7 @@ __all__ = [
     "LayerForecast",
     "Movement",
     "Outputs",
+    "Pattern",
     "Probe",
     "Reduce",
     "Row",
@@ -45,6 +48,7 @@ __all__ = [
     "error_rate",
     "fluctuation",
     "gap",
+    "kappa",
     "kernel_distance",
     "linearized",
     "log_spaced",
@@ -54,4 +58,5 @@ __all__ = [
     "ntk_operator",
     "ntk_sketch",
     "observe",
+    "pattern",
 ]

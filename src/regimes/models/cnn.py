@@ -8,6 +8,7 @@ from torch import nn
 from regimes.control.width import NTK, Law
 from regimes.core.layer import Conv2d, Linear, SpatialMean
 from regimes.models.mlp import check_activation, check_sizes
+from regimes.models.symmetry import check_symmetric, symmetrize
 
 __all__ = ["cnn"]
 
@@ -24,6 +25,7 @@ def cnn(
     law: Law = NTK,
     activation: str = "softplus",
     bias: bool = False,
+    symmetric: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> nn.Sequential:
@@ -37,16 +39,17 @@ def cnn(
         width: h, the channels of each hidden layer.
         outputs: C.
         kernel, padding: of every convolution; 3 and 1 suit images of 14 x 14.
-        law, activation, bias, seed, dtype: as in :func:`regimes.models.mlp`.
+        law, activation, bias, symmetric, seed, dtype: as in :func:`regimes.models.mlp`.
 
     Returns:
         A ``Sequential`` from (n, channels, height, width) to (n, C).
 
     Raises:
-        UserError: if a size is below 1 or the activation unknown.
+        UserError: if a size is below 1, the activation unknown, or the width odd where pairs are asked for.
     """
     check_sizes({"channels": channels, "width": width, "outputs": outputs, "kernel": kernel})
     sigma = check_activation(activation)
+    check_symmetric(symmetric, width)
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
     maps = channels
@@ -72,4 +75,7 @@ def cnn(
         SpatialMean(),
         Linear(width, outputs, scaling=scaling, bias=bias, generator=generator, dtype=dtype),
     ]
-    return nn.Sequential(*layers)
+    network = nn.Sequential(*layers)
+    if symmetric:
+        symmetrize(network)
+    return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +12,7 @@ from regimes.control.width import NTK, Law
 from regimes.core.activation import ACTIVATIONS
 from regimes.core.error import UserError, nearest
 from regimes.core.layer import Linear
+from regimes.models.symmetry import check_symmetric, symmetrize
 
 __all__ = ["mlp"]
 
@@ -24,6 +26,7 @@ def mlp(
     law: Law = NTK,
     activation: str = "softplus",
     bias: bool = False,
+    symmetric: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> nn.Sequential:
@@ -40,6 +43,12 @@ def mlp(
         law: the law of width (``control.NTK``, ``STANDARD``, ``MEAN_FIELD``, ``MUP``).
         activation: "softplus", "relu" or "tanh", normalised to E sigma(z)^2 = 1.
         bias: whether the layers have biases.
+        symmetric: start with f(w0, x) = 0 for every x, up to rounding (1e-15 of the usual outputs in float64),
+            with no frozen copy to subtract: the units of every hidden layer come in pairs that say the same, and
+            the last layer takes their difference. Architecture, the law of each weight and the wide limit of the
+            tangent kernel stay; half of the weights are copies, so that the start scatters like that of a
+            network of half the width. An output scale multiplies the rounding too: subtract the start
+            (:func:`regimes.control.scale`) where that matters.
         seed: of the start; the same seed gives the same network.
         dtype: of the parameters.
 
@@ -47,10 +56,11 @@ def mlp(
         A ``Sequential`` from (n, d) to (n, C).
 
     Raises:
-        UserError: if a size is below 1 or the activation unknown.
+        UserError: if a size is below 1, the activation unknown, or the width odd where pairs are asked for.
     """
     check_sizes({"inputs": inputs, "width": width, "depth": depth, "outputs": outputs})
     sigma = check_activation(activation)
+    check_symmetric(symmetric, width)
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
     fan_in = inputs
@@ -62,7 +72,10 @@ def mlp(
         if level < depth:
             layers.append(sigma())
         fan_in = width
-    return nn.Sequential(*layers)
+    network = nn.Sequential(*layers)
+    if symmetric:
+        symmetrize(network)
+    return network
 
 
 def check_sizes(sizes: Mapping[str, int]) -> None:
@@ -70,6 +83,14 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UserError(f"`{name}`: got {size!r}, expected a whole number of at least 1")
+
+
+def check_positive(numbers: Mapping[str, float]) -> None:
+    """Raise if one of the named numbers is not positive and finite."""
+    for name, number in numbers.items():
+        real = isinstance(number, int | float) and not isinstance(number, bool)
+        if not real or not 0 < number < math.inf:
+            raise UserError(f"`{name}`: got {number!r}, expected a positive finite number")
 
 
 def check_activation(activation: str) -> type[nn.Module]:

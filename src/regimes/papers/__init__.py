@@ -3,7 +3,15 @@
 import importlib
 from types import ModuleType
 
-__all__ = ["catalog", "feature_lazy", "feature_lazy_claims"]
+__all__ = [
+    "catalog",
+    "feature_lazy",
+    "feature_lazy_claims",
+    "lazy_training",
+    "lazy_training_claims",
+    "lazy_training_images",
+    "lazy_training_runs",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -53,6 +53,8 @@ CATALOG = {
             "Chizat, Oyallon, Bach: On Lazy Training in Differentiable Programming. NeurIPS 2019, "
             "arXiv:1812.07956",
             ("R1", "R2", "R3", "R4", "R5"),
+            ("2 minutes on 2 cores", "30 minutes on 2 cores", "weeks of one GPU"),
+            module="regimes.papers.lazy_training",
         ),
         Entry(
             "feature-lazy",

@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-__all__ = ["claim", "ensemble", "estimate", "figure", "fit", "page", "plane", "table"]
+__all__ = ["claim", "ensemble", "estimate", "figure", "figure_lazy", "fit", "page", "plane", "table"]
 
 
 def __getattr__(name: str) -> ModuleType:

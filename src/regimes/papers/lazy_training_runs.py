@@ -1,0 +1,311 @@
+"""Two experiments of the lazy-training study: the rates of the theorem, and students of a teacher."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import Field
+
+from regimes.study import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from regimes.data import Teacher
+    from regimes.train.program import Program
+
+__all__ = ["RateRun", "StudentRun"]
+
+Tick = Callable[[str], None]
+Rows = list[dict[str, Any]]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+# Looks at a student, evenly in the logarithm of the step.
+_LOOKS = 60
+
+
+class RateRun(Run):
+    r"""Gradient flow of a small smooth network against that of its linearisation, to a fixed time.
+
+    :math:`F = \alpha (f(w) - f(w_0))`, a fully connected network with softplus, NTK law, squared loss, float64.
+    The flow is followed by the classical Runge-Kutta method; the linear flow is known in closed form. Of each distance
+    the largest over all steps is kept (Chizat, Oyallon, Bach 2019, theorem 2.2).
+
+    Attributes:
+        inputs: d, of points on the unit sphere with targets of a teacher.
+        width: h.
+        depth: L, hidden layers.
+        n: training points.
+        horizon: T.
+        dt: the step.
+        alpha: the output scale.
+        seed: of data and start.
+    """
+
+    version: ClassVar[int] = 1
+    columns: ClassVar[Mapping[str, Any]] = {
+        "status": str,
+        "step": int,
+        "moved": float,
+        "apart": float,
+        "missed": float,
+        "seconds": float,
+    }
+
+    inputs: Count = 5
+    width: Count = 12
+    depth: Count = 2
+    n: Annotated[int, Field(ge=2)] = 20
+    horizon: Positive = 10.0
+    dt: Positive = 0.05
+    alpha: Positive = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def batch(self) -> str:
+        """Members of one program differ in alpha: they share data and start."""
+        return self.all_but("alpha")
+
+    def cost(self) -> float:
+        """Rough seconds: four gradients a step, of members that are small."""
+        return 4 * self.horizon / self.dt * (5e-5 + 6 * self.n * self.depth * self.width**2 / 1e10)
+
+    @classmethod
+    def perform(cls, runs: Sequence[Run], data: Path | None, tick: Tick) -> Iterator[tuple[Run, Rows]]:
+        """Follow both flows of all members; yield each with its row at the end."""
+        began = time.perf_counter()
+        members = cast("Sequence[RateRun]", runs)
+        steps = round(members[0].horizon / members[0].dt)
+        found = _follow(members, steps, tick)
+        for run, (moved, apart, missed) in zip(members, found, strict=True):
+            row = {"status": "finished", "step": steps, "moved": moved, "apart": apart, "missed": missed}
+            if not math.isfinite(moved + apart + missed):
+                row["status"] = "diverged"
+            yield run, [row | {"seconds": (time.perf_counter() - began) / len(members)}]
+
+
+def _follow(runs: Sequence[RateRun], steps: int, tick: Tick) -> list[list[float]]:
+    """sup ||w - w0||, sup ||w - w_lin|| and sup |F - F_lin| (root mean square over samples) of each member."""
+    import torch
+
+    from regimes import control, data, models, train
+    from regimes.core.derivative import jacobian
+    from regimes.core.loss import squared
+    from regimes.core.tree import trainable
+    from regimes.train.program import Program
+
+    first = runs[0]
+    points = data.teacher(first.inputs, train=first.n, test=1, seed=first.seed).dataset.train
+    network = models.mlp(first.inputs, first.width, first.depth, seed=first.seed)
+    program = Program([control.scale(network, run.alpha) for run in runs], squared, torch.float64)
+    rows = jacobian(network, trainable(network), points.x)
+    j = torch.cat([rows[name].reshape(first.n, -1) for name in program.layout.names], 1)
+    linear = train.kernel(j @ j.T, points.y)
+    start = program.start()
+    flow = _Flow(program, points.x, points.y)
+    w, alpha = start, program.alpha[:, None]
+    largest = torch.zeros(len(runs), 3, dtype=torch.float64)
+    for step in range(steps + 1):
+        tick(f"rates: {len(runs)} members, step {step}")
+        state = linear.at(step * first.dt)
+        outputs, slope = flow(w)
+        along = torch.nn.functional.pad(j.T @ state.coefficients[:, 0], (0, w.shape[1] - j.shape[1]))
+        moved = w - start
+        distances = (moved, moved - along / alpha, (outputs - state.outputs)[..., 0] / math.sqrt(first.n))
+        seen = [[float(row.norm()) for row in each] for each in distances]
+        largest = torch.maximum(largest, torch.tensor(seen, dtype=torch.float64).T)
+        if step < steps:
+            w = flow.step(w, slope, first.dt)
+    return largest.tolist()
+
+
+class _Flow:
+    """dw/dt of all members, and a step of the classical Runge-Kutta method."""
+
+    def __init__(self, program: Program, x: Tensor, y: Tensor) -> None:
+        import torch
+
+        self._program, self._x, self._y = program, x, y
+        self._members, self._offsets = torch.arange(len(program.modules)), program.offsets(x)
+
+    def __call__(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """F (m, n, 1) and dw/dt (m, total)."""
+        outputs, _, g = self._program.gradient(w, self._members, self._x, self._y, self._offsets)
+        return outputs, -g
+
+    def step(self, w: Tensor, slope: Tensor, dt: float) -> Tensor:
+        """w at t + dt, from dw/dt at t."""
+        second = self(w + dt / 2 * slope)[1]
+        third = self(w + dt / 2 * second)[1]
+        fourth = self(w + dt * third)[1]
+        return w + dt / 6 * (slope + 2 * second + 2 * third + fourth)
+
+
+class StudentRun(Run):
+    r"""A two-layer ReLU network taught by one of few neurons: full-batch gradient descent, squared loss, float64.
+
+    Inputs are uniform on the unit sphere. Losses are half mean squared errors. The last row holds that of the
+    linearised model after the same time, from its kernel, where it is asked for (Chizat, Oyallon, Bach 2019,
+    section 3.1).
+
+    Attributes:
+        inputs: d.
+        units: neurons of the teacher.
+        n: training points.
+        n_test: test points.
+        width: m, neurons of the student.
+        scaling: of the sum over neurons.
+        symmetric: start in pairs of neurons that cancel.
+        tau: standard deviation of all weights at the start.
+        lr: the step.
+        steps: how many.
+        linear: whether the linearised model is solved too.
+        traced: whether the rows hold the neurons |a_j| b_j.
+        seed: of teacher, points and start.
+    """
+
+    version: ClassVar[int] = 1
+    columns: ClassVar[Mapping[str, Any]] = {
+        "status": str,
+        "step": int,
+        "train_loss": float,
+        "test_loss": float,
+        "best_loss": float,
+        "linear_loss": float,
+        "neurons": list[float],
+        "teacher": list[float],
+        "seconds": float,
+    }
+
+    inputs: Count = 50
+    units: Count = 3
+    n: Count = 500
+    n_test: Count = 1000
+    width: Count = 40
+    scaling: Literal["1", "1/sqrt(m)", "1/m"] = "1"
+    symmetric: bool = True
+    tau: Positive = 1.0
+    lr: Positive = 0.1
+    steps: Count = 5000
+    linear: bool = False
+    traced: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def batch(self) -> str:
+        """Members of one program differ in tau and step, and each has a teacher and points of its own."""
+        return self.all_but("tau", "lr", "seed", "linear")
+
+    @property
+    def cap(self) -> int:
+        """So many that their activations fit the cache; one where a member would not begin on a cache line."""
+        if self.n * self.inputs % 8 or self.width % 8:
+            return 1
+        return max(1, min(32, (1 << 19) // (self.n * self.width)))
+
+    def cost(self) -> float:
+        """Rough seconds: the products of a step at the speed of a common core."""
+        return self.steps * (5e-5 + 6 * self.n * self.inputs * self.width / 3e10)
+
+    @classmethod
+    def perform(cls, runs: Sequence[Run], data: Path | None, tick: Tick) -> Iterator[tuple[Run, Rows]]:
+        """Train the members as one stack; yield each with its rows at the end."""
+        yield from _teach(cast("Sequence[StudentRun]", runs), tick)
+
+
+def _teach(runs: Sequence[StudentRun], tick: Tick) -> Iterator[tuple[StudentRun, Rows]]:
+    import torch
+
+    from regimes import data
+    from regimes.core.derivative import call
+    from regimes.core.layer import stack_of
+
+    began = time.perf_counter()
+    tasks = [data.teacher(r.inputs, units=r.units, train=r.n, test=r.n_test, seed=r.seed) for r in runs]
+    networks = [_student(run) for run in runs]
+    stack, names = stack_of(networks[0]), [name for name, _ in networks[0].named_parameters()]
+    w = [torch.stack([network.get_parameter(name).detach() for network in networks]) for name in names]
+    x, y, x_test, y_test = (
+        torch.stack([getattr(getattr(task.dataset, part), name) for task in tasks])
+        for part in ("train", "test")
+        for name in ("x", "y")
+    )
+    lr = torch.tensor([run.lr for run in runs], dtype=torch.float64)[:, None, None]
+    looks, steps = _looks(runs[0].steps), runs[0].steps
+    rows: list[Rows] = [[] for _ in runs]
+    for step in range(steps + 1):
+        leaves = [each.requires_grad_() for each in w]
+        missed = call(stack, dict(zip(names, leaves, strict=True)), x)[..., 0] - y
+        gradients = torch.autograd.grad(missed.square().mean(1).sum() / 2, leaves)
+        w = [each.detach() for each in leaves]
+        if step in looks:
+            with torch.no_grad():
+                apart = call(stack, dict(zip(names, w, strict=True)), x_test)[..., 0] - y_test
+            tick(f"students m={runs[0].width}: {len(runs)} members, step {step}")
+            for i, run in enumerate(runs):
+                _look(rows[i], run, step, missed[i], apart[i], (w[0][i], w[1][i]))
+        if step < steps:
+            w = [each - lr * g for each, g in zip(w, gradients, strict=True)]
+    for run, task, network, own in zip(runs, tasks, networks, rows, strict=True):
+        own[-1] |= _ending(run, task, network)
+        own[-1]["seconds"] = (time.perf_counter() - began) / len(runs)
+        yield run, own
+
+
+def _student(run: StudentRun) -> nn.Sequential:
+    """The student at its start."""
+    from regimes import models
+
+    return models.two_layer(
+        run.inputs, run.width, scaling=run.scaling, tau=run.tau, symmetric=run.symmetric, seed=run.seed
+    )
+
+
+def _looks(steps: int) -> set[int]:
+    """Steps to look at: 0, the last one, and some in between, evenly in their logarithm."""
+    return {0, steps} | {round(steps ** (i / _LOOKS)) for i in range(_LOOKS)}
+
+
+def _look(
+    rows: Rows, run: StudentRun, step: int, missed: Tensor, apart: Tensor, w: tuple[Tensor, Tensor]
+) -> None:
+    """One more row of a member: errors on training and test points, and weights (b, a)."""
+    train_loss, test_loss = (float(each.detach().square().mean()) / 2 for each in (missed, apart))
+    last = step == run.steps
+    fine = math.isfinite(train_loss)
+    row: dict[str, Any] = {
+        "status": ("finished" if fine else "diverged") if last else "running",
+        "step": step,
+        "train_loss": train_loss,
+        "test_loss": test_loss,
+        "best_loss": min([test_loss, *(before["test_loss"] for before in rows)]),
+    }
+    if run.traced:
+        b, a = w
+        row["neurons"] = (a[0].abs()[:, None] * b).reshape(-1).tolist()
+    rows.append(row)
+
+
+def _ending(run: StudentRun, task: Teacher, network: nn.Sequential) -> dict[str, Any]:
+    """What only the last row holds: the directions of the teacher, the loss of the linearised model."""
+    import torch
+
+    from regimes import measure, train
+
+    found: dict[str, Any] = {}
+    if run.traced:
+        found["teacher"] = (task.a[:, None] * task.b).reshape(-1).tolist()
+    if run.linear:
+        points, others = task.dataset.train, task.dataset.test
+        with torch.no_grad():
+            start, there = network(points.x), network(others.x)
+        path = train.kernel(measure.ntk(network, points.x, reduce="trace"), points.y, start=start)
+        cross = measure.ntk(network, others.x, points.x, reduce="trace")
+        said = path.at(run.lr * run.steps).predict(cross, there)[:, 0]
+        found["linear_loss"] = float((said - others.y).square().mean()) / 2
+    return found

@@ -1,0 +1,125 @@
+"""Training from a frozen kernel: the dynamics of a lazy network without the network."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from regimes.core.error import UserError
+from regimes.core.loss import Loss, Squared, squared
+from regimes.train.flow import Tolerance
+from regimes.train.gram import Dense, Gram, Operator
+from regimes.train.path import ClosedPath, FlowPath, KernelPath, Rule
+from regimes.train.target import as_start, as_targets
+
+__all__ = ["kernel"]
+
+
+def kernel(
+    kernel: Float[Tensor, "n n"] | Float[Tensor, "n n c"] | Float[Tensor, "n n c c"] | LinearOperator,
+    targets: Shaped[Tensor, " n"] | Float[Tensor, "n c"],
+    *,
+    loss: Loss = squared,
+    alpha: float = 1.0,
+    ridge: float = 0.0,
+    start: Shaped[Tensor, " n"] | Shaped[Tensor, "n c"] | None = None,
+    tolerance: Tolerance | None = None,
+    max_steps: float = math.inf,
+    max_seconds: float = math.inf,
+) -> KernelPath:
+    r"""Train a function from a frozen kernel: what gradient flow does to a network in the lazy limit.
+
+    .. math:: \dot F(x) = -\frac{1}{\alpha^2 n} \sum_j K(x, x_j) \left(\partial_F \mathrm{loss}(F(x_j), y_j)
+              + \rho c_j\right), \qquad F(x) = F_0(x) + \sum_j K(x, x_j)\, c_j
+
+    with time t in the units of ``train.flow``. For the squared loss the path is known in closed form, without a
+    margin stop: one decomposition, then every t at the price of two products; t = inf is kernel regression,
+    the solution of (K + rho) c = y - F0 (of least norm without a ridge; eigenvalues within rounding count as
+    0). With a ridge, t = inf alone takes a Cholesky factorisation instead; no jitter is added to it. For other
+    losses it is a flow with the steps and the margin stop of ``train.flow``; like that one it has no end where
+    the margins cannot be met, unless ``max_steps`` says so.
+
+    With F = alpha (f - f0) the kernel is alpha^2 times that of f and the loss is divided by alpha^2: alpha
+    cancels. So give the kernel of f (``measure.ntk(f, x)``) and leave ``alpha`` out, or the kernel of the
+    scaled module with its alpha. Where a law of width has rates of its own, K is the sum over layers of rate
+    times kernel.
+
+    Args:
+        kernel: K on the training set: (n, n), of one output or shared by all (``reduce="trace"``), (n, n, c) one
+            for each (``"diagonal"``), (n, n, c, c), or an operator (``measure.ntk_operator``) where that does
+            not fit; an operator is only multiplied (conjugate gradients, or one product a step).
+        targets: y, (n,): -1 or +1 as floats, or class indices; for the squared loss any floats, (n,) or (n, c).
+        loss: the closed form for ``Squared``, a flow for others.
+        alpha: the scale of the module whose kernel this is.
+        ridge: rho, which adds (rho / 2) ||w - w0||^2 = (rho / 2) c . K c to the sum of the losses.
+        start: F0 on the training set, (n, c) or (n,); 0 if left out, as for a centred module.
+        tolerance: of one step of a flow.
+        max_steps: accepted steps of a flow; products with an operator, for the squared loss.
+        max_seconds: wall-clock of one pass over a flow.
+
+    Returns:
+        The path: ``at(t)``, a :class:`KernelState` that predicts on other points from the cross kernel;
+        iteration over its states; ``best(cross, targets)``, early stopping on validation data.
+
+    Raises:
+        UserError: if shapes do not go together, the kernel is not symmetric or not positive semi-definite (by
+            how much), the targets are not what the loss needs, or a setting is out of range.
+
+    Source: Geiger, Spigler, Jacot, Wyart 2020, appendix C (version 1); Jacot, Gabriel, Hongler 2018.
+
+    >>> path = kernel(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([1.0, -1.0]))
+    >>> [round(float(path.at(t).outputs[0, 0]), 3) for t in (0.0, 1.0, 2.0, math.inf)]
+    [0.0, 0.393, 0.632, 1.0]
+    >>> round(float(path.at(math.inf).predict(torch.tensor([[0.0, 1.0]]))), 3)
+    -1.0
+    """
+    _check_number("alpha", alpha, positive=True)
+    _check_number("ridge", ridge, positive=False)
+    if not max_steps >= 0:
+        raise UserError(f"`max_steps`: got {max_steps}, expected 0 or more")
+    gram = _gram(kernel, targets)
+    outputs = _outputs(gram, targets, start)
+    wanted = as_targets(targets, gram.samples, outputs, loss).to(gram.device)
+    zero = torch.zeros(gram.samples, outputs, dtype=torch.float64, device=gram.device)
+    origin = zero if start is None else zero + as_start(start, gram.samples, outputs).to(zero)
+    speed = 1 / (alpha**2 * gram.samples)
+    rule = Rule(loss, speed, float(ridge), tolerance or Tolerance(), max_steps, max_seconds)
+    return (ClosedPath if isinstance(loss, Squared) else FlowPath)(gram, wanted, rule, origin)
+
+
+def _gram(kernel: Any, targets: Any) -> Gram:
+    """The kernel, checked."""
+    if not isinstance(kernel, Tensor | LinearOperator):
+        raise UserError(f"`kernel`: got {type(kernel).__name__}, expected a tensor or a scipy LinearOperator")
+    if not isinstance(targets, Tensor) or targets.dim() not in (1, 2) or not targets.numel():
+        shape = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+        raise UserError(f"`targets`: got {shape}, expected a tensor (n,) or (n, c)")
+    gram = Dense(kernel) if isinstance(kernel, Tensor) else Operator(kernel, len(targets))
+    if len(targets) != gram.samples:
+        raise UserError(
+            f"`targets`: got {len(targets)}, expected one for each of {gram.samples} rows of `kernel`"
+        )
+    return gram
+
+
+def _outputs(gram: Gram, targets: Tensor, start: Tensor | None) -> int:
+    """c: that of the kernel, of F0, of the targets, or the largest class and one."""
+    if gram.outputs is not None:
+        return gram.outputs
+    if start is not None and start.dim() == 2:
+        return start.shape[1]
+    if targets.dim() == 2:
+        return targets.shape[1]
+    return 1 if targets.is_floating_point() or start is not None else max(int(targets.max()) + 1, 2)
+
+
+def _check_number(name: str, value: float, *, positive: bool) -> None:
+    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not right or value < 0 or (positive and value == 0):
+        kind = "positive finite number" if positive else "finite number of 0 or more"
+        raise UserError(f"`{name}`: got {value!r}, expected a {kind}")

@@ -1,0 +1,262 @@
+"""The training of a function in the space of functions: its states, in closed form or by adapted steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from regimes.core.error import UserError
+from regimes.core.loss import Loss
+from regimes.core.state import Status
+from regimes.train.flow import Tolerance
+from regimes.train.gram import RESIDUAL, Dense, Gram, Spectrum
+from regimes.train.target import as_start, as_targets, mean_loss
+
+__all__ = ["ClosedPath", "FlowPath", "KernelPath", "KernelState", "Rule"]
+
+# So many rejected steps in a row divide dt by 10^30: no step is small enough, the run has diverged.
+_REJECTIONS = 30
+# With a ridge no margin may ever be met: the flow ends where its gradient has all but vanished.
+_STATIONARY = 1e-6
+# The times of a closed form: each 1.1 times the last, from well before the fastest mode to well after the slowest.
+_GROWTH, _MARGIN = 1.1, 1e3
+
+
+@dataclass(frozen=True, eq=False)
+class KernelState:
+    r"""A function F(x) = F0(x) + sum_j K(x, x_j) c_j at one moment of its training.
+
+    Attributes:
+        time: t, of the gradient flow, as in ``train.flow``.
+        step: the number of steps taken; in closed form, of the times looked at before.
+        loss: the mean of loss(F(x_i), y_i) over the training set, without the ridge.
+        status: "running", or how the training ended: "finished" (every margin met; t = inf), "stopped" (a limit),
+            "diverged".
+        outputs: F on the training set, (n, c).
+        coefficients: c, (n, c).
+    """
+
+    time: float
+    step: int
+    loss: float
+    status: Status
+    outputs: Tensor
+    coefficients: Tensor
+    _axes: int
+
+    def predict(
+        self,
+        cross: Float[Tensor, "t n"] | Float[Tensor, "t n c"] | Float[Tensor, "t n c c"],
+        start: Shaped[Tensor, " t"] | Shaped[Tensor, "t c"] | None = None,
+    ) -> Float[Tensor, "t c"]:
+        """F on other points.
+
+        Args:
+            cross: K(x, x_train), (t, n), (t, n, c) or (t, n, c, c): as many axes as the kernel of the training set.
+            start: F0 there, (t, c) or (t,); 0 if left out.
+
+        Raises:
+            UserError: if the shapes do not go together.
+        """
+        samples, outputs = self.coefficients.shape
+        tail = (outputs,) * (self._axes - 2)
+        if tuple(cross.shape[1:]) != (samples, *tail):
+            raise UserError(
+                f"`cross`: got shape {tuple(cross.shape)}, expected {('t', samples, *tail)} between t points and those "
+                "of the training set, reduced as the kernel was"
+            )
+        k, c = cross.to(self.coefficients), self.coefficients
+        pattern = {2: "tj,ja->ta", 3: "tja,ja->ta", 4: "tjab,jb->ta"}[self._axes]
+        found = torch.einsum(pattern, k, c)
+        return found if start is None else found + as_start(start, len(cross), outputs).to(found)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The settings of a path."""
+
+    loss: Loss
+    speed: float  # 1 / (alpha^2 n)
+    ridge: float
+    tolerance: Tolerance
+    max_steps: float
+    max_seconds: float
+
+
+class KernelPath(ABC):
+    """The training of a function from a frozen kernel, at all times; see :func:`kernel`."""
+
+    def __init__(self, gram: Gram, targets: Tensor, rule: Rule, start: Tensor) -> None:
+        self._gram, self._targets, self._rule, self._start = gram, targets, rule, start
+
+    @abstractmethod
+    def at(self, t: float) -> KernelState:
+        """The state at time t, from 0 to ``math.inf``; the last one if the training ended before."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[KernelState]:
+        """The states from the start to the end: of each step, or in closed form at times that grow by a tenth."""
+
+    def best(
+        self,
+        cross: Float[Tensor, "t n"] | Float[Tensor, "t n c"] | Float[Tensor, "t n c c"],
+        targets: Shaped[Tensor, " t"] | Shaped[Tensor, "t c"],
+        start: Shaped[Tensor, " t"] | Shaped[Tensor, "t c"] | None = None,
+    ) -> KernelState:
+        """Early stopping: of the states of the path, the first with the least mean loss on other points.
+
+        Args:
+            cross: K(x, x_train), as in :meth:`KernelState.predict`.
+            targets: y there.
+            start: F0 there.
+
+        Raises:
+            UserError: if the shapes or the targets do not fit.
+        """
+        wanted = as_targets(targets, len(cross), self._start.shape[1], self._rule.loss).to(self._start.device)
+        least, found = math.inf, self.at(0.0)
+        for state in self:
+            value = mean_loss(self._rule.loss, state.predict(cross, start), wanted)
+            if value < least:
+                least, found = value, state
+        return found
+
+    def _state(self, time: float, step: int, status: Status, outputs: Tensor, c: Tensor) -> KernelState:
+        loss = mean_loss(self._rule.loss, outputs, self._targets)
+        return KernelState(time, step, loss, status, outputs, c, self._gram.axes)
+
+
+class ClosedPath(KernelPath):
+    """The squared loss: c(t) = (1 - exp(-s (K + ridge) t)) / (K + ridge) (y - F0), s = 1 / (alpha^2 n)."""
+
+    @property
+    def _missing(self) -> Tensor:
+        return self._targets - self._start
+
+    @cached_property
+    def _spectrum(self) -> Spectrum:
+        return self._gram.spectrum(self._missing, self._rule.ridge, self._rule.max_steps)
+
+    def at(self, t: float) -> KernelState:
+        """The state at time t."""
+        return self._at(_time(t), 0)
+
+    def _at(self, t: float, step: int) -> KernelState:
+        gram, ridge = self._gram, self._rule.ridge
+        status: Status = "finished" if t == math.inf else "running"
+        if t == math.inf and ridge > 0 and isinstance(gram, Dense) and "_spectrum" not in self.__dict__:
+            c = gram.solve(self._missing, ridge)  # a fraction of the cost of eigenvectors
+            return self._state(t, step, status, self._targets - ridge * c, c)
+        z, image, residual = self._spectrum.solution(t * self._rule.speed, ridge)
+        if residual > RESIDUAL:
+            raise UserError(
+                f"`max_steps`: {self._rule.max_steps:g} products with the operator leave a residual of {residual:.1e} "
+                f"at t = {t:g}, expected {RESIDUAL:g}; allow more, ask for an earlier time, or give a larger ridge"
+            )
+        return self._state(t, step, status, self._start + gram.rows(image), gram.rows(z))
+
+    def __iter__(self) -> Iterator[KernelState]:
+        """The states at 0, at times that grow by a tenth, and at infinity."""
+        rates = (self._spectrum.values + self._rule.ridge) * self._rule.speed
+        rates = rates[rates > 0]
+        times = [0.0]
+        if len(rates):
+            first, last = 1 / (_MARGIN * float(rates.max())), _MARGIN / float(rates.min())
+            count = math.ceil(math.log(last / first) / math.log(_GROWTH))
+            times += [first * _GROWTH**i for i in range(count + 1)]
+        for step, t in enumerate([*times, math.inf]):
+            yield self._at(t, step)
+
+
+@dataclass(frozen=True)
+class _Front:
+    """Where a flow is."""
+
+    c: Tensor  # (n, c)
+    outputs: Tensor  # (n, c)
+    u: Tensor  # (n, c): n alpha^2 times the gradient by the outputs, with that of the ridge
+    q: Tensor  # K u
+    size: float  # u . K u: n alpha^2 times the norm of the gradient by the parameters, squared
+    dt: float = 1.0
+    time: float = 0.0
+    step: int = 0
+    rejected: int = 0
+
+
+class FlowPath(KernelPath):
+    """Any other loss: the adapted steps of ``train.flow``, which sees gradients by the parameters through K alone."""
+
+    def at(self, t: float) -> KernelState:
+        """The state at time t, on the way between two steps; found by going there from the start."""
+        t, states = _time(t), iter(self)
+        before = after = next(states)
+        while after.time < t and after.status == "running":
+            before, after = after, next(states)
+        if after.time <= t:
+            return after
+        part = (t - before.time) / (after.time - before.time)
+        c, outputs = (
+            torch.lerp(getattr(before, name), getattr(after, name), part)
+            for name in ("coefficients", "outputs")
+        )
+        return self._state(t, before.step, "running", outputs, c)
+
+    def __iter__(self) -> Iterator[KernelState]:
+        """The start, each accepted step and the end."""
+        began = time.perf_counter()
+        rule = self._rule
+        front = self._front(torch.zeros_like(self._start), self._start)
+        first, kept = front.size, True
+        while True:
+            fits = kept and self._fits(front.outputs)
+            still = rule.ridge > 0 and front.size <= _STATIONARY**2 * first
+            lost = front.rejected >= _REJECTIONS or not math.isfinite(front.size)
+            spent = front.step >= rule.max_steps or time.perf_counter() - began >= rule.max_seconds
+            status = (
+                "finished" if fits or still else "diverged" if lost else "stopped" if spent else "running"
+            )
+            if kept or status != "running":
+                yield self._state(front.time, front.step, status, front.outputs, front.c)
+            if status != "running":
+                return
+            front, kept = self._advance(front)
+
+    def _fits(self, outputs: Tensor) -> bool:
+        return bool(self._rule.loss.fits(outputs, self._targets).all())
+
+    def _front(self, c: Tensor, outputs: Tensor) -> _Front:
+        """The gradient there."""
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            (u,) = torch.autograd.grad(self._rule.loss.per_sample(leaf, self._targets).sum(), leaf)
+        u = u + self._rule.ridge * c
+        q = self._gram.apply(u)
+        return _Front(c, outputs, u, q, max(float((u * q).sum()), 0.0) if u.isfinite().all() else math.nan)
+
+    def _advance(self, old: _Front) -> tuple[_Front, bool]:
+        """A tentative step; kept where gradient and outputs change little, else dt is divided."""
+        limit, length = self._rule.tolerance, old.dt * self._rule.speed
+        new = self._front(old.c - length * old.u, old.outputs - length * old.q)
+        sizes = math.sqrt(old.size * new.size)
+        # ||g - g'||^2 / (||g|| ||g'||), 0 where a gradient vanishes, as that of the hinge does at its end.
+        turn = (old.size + new.size - 2 * float((old.q * new.u).sum())) / sizes if sizes else 0.0
+        move = float((new.outputs - old.outputs).abs().max())
+        if not (turn < limit.gradient and move < limit.output and math.isfinite(new.size)):
+            return replace(old, dt=old.dt / limit.shrink, rejected=old.rejected + 1), False
+        easy = turn < limit.gradient / 2 and move < limit.output / 2
+        dt = old.dt * limit.grow if easy else old.dt
+        return replace(new, dt=dt, time=old.time + old.dt, step=old.step + 1), True
+
+
+def _time(t: float) -> float:
+    if not t >= 0:
+        raise UserError(f"`t`: got {t}, expected a time from 0 to math.inf")
+    return float(t)

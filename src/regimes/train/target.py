@@ -1,0 +1,65 @@
+"""What a function is trained towards and where it starts, as the losses take them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from regimes.core.batch import check_finite
+from regimes.core.error import UserError
+from regimes.core.loss import CrossEntropy, Hinge, Loss, SoftHinge, Squared
+
+__all__ = ["as_start", "as_targets", "mean_loss"]
+
+
+def as_targets(targets: Tensor, samples: int, outputs: int, loss: Loss) -> Tensor:
+    """The targets as the loss takes them, those of the squared loss as (n, c); checked."""
+    check_finite(targets, "`targets`", "drop that sample, or mend it")
+    if targets.is_floating_point():
+        width = targets.shape[1] if targets.dim() == 2 else 1
+        if (
+            len(targets) != samples
+            or width != outputs
+            or (targets.dim() == 2 and not isinstance(loss, Squared))
+        ):
+            floats = f"({samples}, {outputs})" if isinstance(loss, Squared) else "(n,) for one output"
+            raise UserError(
+                f"`targets`: got floats of shape {tuple(targets.shape)} for {outputs} outputs, expected {floats}, or "
+                "class indices (int64)"
+            )
+        if isinstance(loss, Hinge | SoftHinge | CrossEntropy) and not bool((targets.abs() == 1).all()):
+            raise UserError(
+                f"`targets`: got values from {float(targets.min()):g} to {float(targets.max()):g}, expected -1 and "
+                f"+1 for {type(loss).__name__}; 2 * y - 1 makes them of 0 and 1"
+            )
+        return targets.double().reshape(samples, -1) if isinstance(loss, Squared) else targets.double()
+    if isinstance(loss, Hinge | SoftHinge) or outputs < 2:
+        raise UserError(
+            f"`targets`: got {targets.dtype} for {type(loss).__name__} and {outputs} outputs, expected floats -1 and +1"
+        )
+    right = targets.dtype == torch.int64 and targets.shape == (samples,)
+    if not right or int(targets.min()) < 0 or int(targets.max()) >= outputs:
+        raise UserError(
+            f"`targets`: got {targets.dtype} {tuple(targets.shape)} from {int(targets.min())} to {int(targets.max())}, "
+            f"expected ({samples},) class indices (int64) below {outputs}"
+        )
+    return one_hot(targets, outputs).double() if isinstance(loss, Squared) else targets
+
+
+def as_start(start: Tensor, samples: int, outputs: int) -> Tensor:
+    """F0 as (n, c), checked."""
+    found = start[:, None] if start.dim() == 1 else start
+    if tuple(found.shape) != (samples, outputs):
+        raise UserError(
+            f"`start`: got shape {tuple(start.shape)}, expected {(samples, outputs)}, the outputs at the start"
+        )
+    check_finite(found, "`start`", "start from finite weights")
+    return found.detach()
+
+
+def mean_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> float:
+    """The mean over samples; targets of the squared loss are (n, c) here."""
+    if isinstance(loss, Squared):
+        return float((outputs - targets).square().sum(1).mean() / 2)
+    return float(loss.per_sample(outputs, targets).mean())
