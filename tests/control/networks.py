@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regimes.core.batch import Inputs
-from tests.measure.awkward import MODULES, D, build
+from tests.measure.awkward import D, build
 
 F64 = torch.float64
 X = torch.randn(5, D, generator=torch.Generator().manual_seed(1), dtype=F64)
@@ -103,11 +103,16 @@ def logits(out: Any) -> Tensor:
     return out["logits"]
 
 
+ORDINARY = (
+    "mlp", "mlp with biases and outputs", "relu", "scaled", "scaled linear", "single", "tied", "reused", "two paths",
+    "functional", "only functional", "bias as parameter", "bare parameters", "flipped", "in place", "heads",
+    "sequences", "attention", "images", "batch norm in eval", "partly frozen", "weight norm",
+)  # fmt: skip
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Inputs, Any]] = {
     **{
         name: (lambda name=name: build(name), X, None)
-        for name in MODULES
-        if name not in ("checkpoint", "constant")
+        for name in ORDINARY
     },
     "cubic": (Cubic, X, None),
     "tokens": (lambda: Tokens().eval(), TOKENS, None),

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from regimes.core.batch import check_finite, transform
-from regimes.core.derivative import Output, _load_forward_mode, bind, check_separable, plain
+from regimes.core.derivative import Output, load_forward_mode, bind, check_separable, plain
 from regimes.core.error import UserError
 from regimes.core.tree import sub, trainable
 
@@ -131,7 +131,7 @@ class Linearized(nn.Module):
 
     def _pair(self, outputs: Outputs, anchor: Tree, moved: Tree, wants_grad: bool) -> tuple[Tensor, Tensor]:
         """f(a, x) and J(a, x)(w - a), by forward mode or, where an operation has none, by reverse mode."""
-        _load_forward_mode()
+        load_forward_mode()
         # Inside another forward mode torch raises here: torch.func.jvp would nest, and then lose the derivative
         # of an autograd.Function without a word.
         with dual_level():

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from regimes.core.batch import check_finite
 from regimes.core.error import UserError
 
-__all__ = ["Scaled", "scale", "unscaled"]
+__all__ = ["LAZY", "Scaled", "scale", "unscaled"]
 
 # From here on alpha (f - f0) has lost half its digits in float32 (Chizat et al. 2019 sweep in double).
-_LAZY = 1e3
+LAZY = 1e3
 # Without the numbers of the case, so that a sweep is told once.
 _DIGITS = (
-    f"`alpha` above {_LAZY:g} in less than double precision: f - f0 is of size 1 / alpha, so that its rounding "
+    f"`alpha` above {LAZY:g} in less than double precision: f - f0 is of size 1 / alpha, so that its rounding "
     "error is a share of about alpha * 1e-7; call .double() on the module and on its inputs"
 )
 
@@ -61,7 +61,7 @@ class Scaled(nn.Module):
                 check_finite(
                     start, "`module`: its output at the origin", "start from finite weights and inputs"
                 )
-            short = out.dtype != torch.float64 and float(self.alpha) > _LAZY
+            short = out.dtype != torch.float64 and float(self.alpha) > LAZY
         except RuntimeError:  # inside vmap, or on the meta device, there are no numbers to look at
             return
         self._checked = True

@@ -31,6 +31,7 @@ __all__ = [
     "hvp",
     "jacobian",
     "jvp",
+    "load_forward_mode",
     "plain",
     "vjp",
 ]
@@ -179,7 +180,7 @@ def jvp(
     def outputs(moving: Tree) -> Tensor:
         return columns(call(module, {**fixed, **moving}, x, output), count(x))
 
-    _load_forward_mode()
+    load_forward_mode()
     # Fused attention has no forward mode (pytorch issue 117629); attention written out has.
     with exact(device_of(x)), sdpa_kernel(SDPBackend.MATH):
         x = transform(x, plain)
@@ -195,7 +196,7 @@ def jvp(
 
 
 @cache
-def _load_forward_mode() -> None:
+def load_forward_mode() -> None:
     """Have torch load what forward mode needs, once: some versions warn of deprecated parts of theirs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from regimes.control.scale import unscaled
+from regimes.control.scale import LAZY, unscaled
 from regimes.control.width import rates, table
 from regimes.core.derivative import call
 from regimes.core.error import UserError
@@ -22,8 +22,6 @@ __all__ = ["Program", "choose_dtype", "members_of"]
 
 # Activations of about this many entries at a time: smaller pieces cost more calls, larger ones gain nothing.
 _ENTRIES = 1 << 19
-# From here on alpha (f - f0) has lost half its digits in float32 (Chizat et al. 2019 sweep in double).
-_LAZY = 1e3
 
 
 def members_of(modules: nn.Module | Sequence[nn.Module]) -> list[nn.Module]:
@@ -38,7 +36,7 @@ def choose_dtype(
     modules: Sequence[nn.Module], asked: torch.dtype | None, default: torch.dtype | None
 ) -> torch.dtype:
     """The dtype of a run: that asked for, else float64 if a member is lazy, else ``default`` or its own."""
-    lazy = any(unscaled(module)[1] > _LAZY for module in modules)
+    lazy = any(unscaled(module)[1] > LAZY for module in modules)
     if asked is None:
         own = next(
             (p.dtype for p in modules[0].parameters() if p.is_floating_point()), torch.get_default_dtype()
@@ -46,7 +44,7 @@ def choose_dtype(
         return torch.float64 if lazy else default or own
     if lazy and asked != torch.float64:
         warnings.warn(
-            f"alpha above {_LAZY:g} in {asked}: alpha (f - f0) loses digits; leave `dtype` out for float64",
+            f"alpha above {LAZY:g} in {asked}: alpha (f - f0) loses digits; leave `dtype` out for float64",
             stacklevel=4,
         )
     return asked
