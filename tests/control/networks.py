@@ -110,10 +110,7 @@ ORDINARY = (
 )  # fmt: skip
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Inputs, Any]] = {
-    **{
-        name: (lambda name=name: build(name), X, None)
-        for name in ORDINARY
-    },
+    **{name: (lambda name=name: build(name), X, None) for name in ORDINARY},
     "cubic": (Cubic, X, None),
     "tokens": (lambda: Tokens().eval(), TOKENS, None),
     "tokens with a mask": (lambda: Tokens().eval(), {"tokens": TOKENS, "mask": TOKENS == 3}, None),

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from regimes.core.batch import check_finite, transform
-from regimes.core.derivative import Output, load_forward_mode, bind, check_separable, plain
+from regimes.core.derivative import Output, bind, check_separable, load_forward_mode, plain
 from regimes.core.error import UserError
 from regimes.core.tree import sub, trainable
 
@@ -122,9 +122,11 @@ class Linearized(nn.Module):
                 "`module`: keeps a parameter outside `named_parameters` too, where no anchor can replace it"
             )
         try:
-            check_finite(
-                value.detach(), "`module`: its output at the anchor", "start from finite weights and inputs"
-            )
+            # No part of what is computed: whoever watches the operations of the network need not see it.
+            with torch._C.DisableTorchFunction():
+                check_finite(
+                    value.detach(), "`module`: its output at the anchor", "start from finite weights and inputs"
+                )
         except RuntimeError:  # inside vmap, or on the meta device, there are no numbers to look at
             return
         self._checked = True
