@@ -125,7 +125,9 @@ class Linearized(nn.Module):
             # No part of what is computed: whoever watches the operations of the network need not see it.
             with torch._C.DisableTorchFunction():
                 check_finite(
-                    value.detach(), "`module`: its output at the anchor", "start from finite weights and inputs"
+                    value.detach(),
+                    "`module`: its output at the anchor",
+                    "start from finite weights and inputs",
                 )
         except RuntimeError:  # inside vmap, or on the meta device, there are no numbers to look at
             return

@@ -58,9 +58,11 @@ class Scaled(nn.Module):
         """At the first call: raise if f(w0, x) is not finite, warn if its digits are too few for alpha."""
         try:
             if start is not None:
-                check_finite(
-                    start, "`module`: its output at the origin", "start from finite weights and inputs"
-                )
+                # No part of what is computed: whoever watches the operations of the network need not see it.
+                with torch._C.DisableTorchFunction():
+                    check_finite(
+                        start, "`module`: its output at the origin", "start from finite weights and inputs"
+                    )
             short = out.dtype != torch.float64 and float(self.alpha) > LAZY
         except RuntimeError:  # inside vmap, or on the meta device, there are no numbers to look at
             return
