@@ -38,6 +38,7 @@ class Scaled(nn.Module):
 
     def __init__(self, network: nn.Module, alpha: float, center: bool = True) -> None:
         super().__init__()
+        self._checked = False
         self.network = network
         self.origin = copy.deepcopy(network).requires_grad_(False).eval() if center else None
         like = next(network.parameters(), torch.zeros(()))
