@@ -140,9 +140,8 @@ class _Store:
         self._lifted = builder.plan.begin is not None
         self._explicit = self._rows([t for t in terms if t.order == "explicit"], samples, r, like)
         self._rest = self._rows([t for t in terms if t.order == "jacobian"], samples, len(asked), like)
-        self._products = {
-            t: Products(t, samples, r, builder.room) for t in terms if t.order in ("gram", "one-sided")
-        }
+        tokens = [t for t in terms if t.order in ("gram", "one-sided")]
+        self._products = {t: Products(t, samples, r, builder.room, like) for t in tokens}
         self._heads = {t: Heads(t, samples, asked) for t in terms if t.order == "head"}
         # Which owner's rows a parameter belongs to.
         self._owner = {t.names[0]: t.owner if self._by_owner else "" for t in terms}

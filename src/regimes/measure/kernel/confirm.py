@@ -126,10 +126,8 @@ def _graph(network: Network, probe: Inputs) -> int:
                 kept.update(
                     (x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()) for x in use.draft.inputs
                 )
-    except (
-        RuntimeError,
-        ValueError,
-    ):  # a module that allows no hooks: it calls torch.func, or says so itself
+    except (RuntimeError, ValueError):
+        # A module that allows no hooks: it calls torch.func, or says so itself.
         return 0
     return sum(size for at, size in kept.items() if at not in own)
 

@@ -18,7 +18,7 @@ class Rows:
     """Rows of the Jacobian, (n, r, p), with columns for each of some parameters.
 
     Args:
-        names: the parameters and their sizes.
+        sizes: of the parameters, by name.
         samples: n.
         directions: r.
         like: a tensor of the same dtype on the same device.
@@ -63,15 +63,23 @@ class Rows:
 
 
 class Products:
-    """Inputs and gradients of a layer, (n, T, D) and (n, r, T, E), over all its uses."""
+    """Inputs and gradients of a layer, (n, T, D) and (n, r, T, E), over all its uses.
 
-    def __init__(self, term: Term, samples: int, directions: int, room: int) -> None:
+    Args:
+        term: the layer.
+        samples: n.
+        directions: r.
+        room: numbers of working memory for the products of sequences.
+        like: a tensor of the dtype of the gradients on their device.
+    """
+
+    def __init__(self, term: Term, samples: int, directions: int, room: int, like: Tensor) -> None:
         self._term = term
         self._samples = samples
-        self._directions = directions
         self._room = room
         self._inputs: Tensor | None = None
-        self._grads: Tensor | None = None
+        # Where nothing comes back to a use, its gradients are 0.
+        self._grads = like.new_zeros(samples, directions, term.shape.tokens, term.shape.given)
 
     def put_inputs(self, rules: Sequence[TokenRule], at: slice) -> None:
         """What the layer was given by some samples."""
@@ -85,18 +93,6 @@ class Products:
         self, rules: Sequence[TokenRule], backs: Sequence[Tensor | None], at: slice, k: int
     ) -> None:
         """What comes back to it in one direction."""
-        assert self._inputs is not None
-        shape = self._term.shape
-        if self._grads is None:
-            like = next((back for back in backs if back is not None), self._inputs)
-            self._grads = torch.zeros(
-                self._samples,
-                self._directions,
-                shape.tokens,
-                shape.given,
-                dtype=like.dtype,
-                device=like.device,
-            )
         start = 0
         for rule, back in zip(rules, backs, strict=True):
             length = rule.site.positions
@@ -107,7 +103,6 @@ class Products:
     def factor(self) -> Factor:
         """The factor of the order that was planned."""
         assert self._inputs is not None
-        assert self._grads is not None
         term = self._term
         if term.order == "gram" and term.shape.tokens == 1 and term.shape.taken:
             return Gram(self._inputs[:, 0], self._grads[:, :, 0], term.factor, term.bias)

@@ -159,10 +159,9 @@ def _largest(
     plan: Plan, problem: Problem, groups: tuple[tuple[Term, ...], ...], directions: tuple[slice, ...]
 ) -> Layout:
     """The largest tile of a partition, and what goes with it."""
-    c = directions[0].stop - directions[0].start
-    r = c if plan.begin is None else plan.width
+    r, c = _directed(plan, directions)
     item = problem.itemsize
-    held = max((sum(entries(t.shape, t.order, r, c) for t in group) for group in groups), default=0) * item
+    held = _held(groups, r, c) * item
     one = _transient(plan, groups, c, item)
     rows = 4096 if problem.accelerator else _ROWS
     side = max(r, c)
@@ -191,15 +190,25 @@ def _smallest(
     plan: Plan, problem: Problem, groups: tuple[tuple[Term, ...], ...], directions: tuple[slice, ...]
 ) -> Layout:
     """One sample at a time."""
-    c = directions[0].stop - directions[0].start
-    r = c if plan.begin is None else plan.width
+    r, c = _directed(plan, directions)
     item = problem.itemsize
-    held = max((sum(entries(t.shape, t.order, r, c) for t in group) for group in groups), default=0) * item
+    held = _held(groups, r, c) * item
     sequences = [t.shape for t in plan.terms if t.order in ("gram", "one-sided") and t.shape.tokens > 1]
     room = max((2 * s.tokens * (s.tokens + r * s.given) for s in sequences), default=0) * item
     blocks = (4 if problem.stored else 3) * _square(plan, max(r, c)) * item
     total = blocks + room + _transient(plan, groups, c, item) + 2 * held
     return Layout(1, 1, 1, 1, groups, directions, int(total))
+
+
+def _directed(plan: Plan, directions: tuple[slice, ...]) -> tuple[int, int]:
+    """r, the backward passes of a block of outputs, and c, its outputs."""
+    c = directions[0].stop - directions[0].start
+    return (c if plan.begin is None else plan.width), c
+
+
+def _held(groups: Sequence[Sequence[Term]], r: int, c: int) -> int:
+    """Numbers that are held of one sample, for the largest of the groups."""
+    return max((sum(entries(t.shape, t.order, r, c) for t in group) for group in groups), default=0)
 
 
 def _tile(problem: Problem, held: int, free: float, pair: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,91 +119,24 @@ def _embedding(
     return Draft("embedding", _parts(references, weight=weight), (input,), (blank,))
 
 
-def _norm(
-    references: References,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    axis: int | None,
-    again: Callable[[Tensor], Tensor],
-) -> Draft | None:
+def _norm(function: Callable[..., Tensor], axis: int | None) -> Parser:
     """``axis``: that of the channels, or None where weight and bias have the shape of the last axes."""
-    if id(input) in references:
-        return None
-    return Draft("norm", _parts(references, weight=weight, bias=bias), (input,), (axis,), again)
+    signature = inspect.signature(function)
+    plain: dict[str, Any] = {name: None for name in ("weight", "bias") if name in signature.parameters}
+    if "momentum" in signature.parameters:
+        plain["momentum"] = 0.0  # running statistics stay as they are
 
+    def parser(references: References, *args: Any, **kwargs: Any) -> Draft | None:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        options = given.arguments
+        x = options.pop("input")
+        if id(x) in references or options.get("training"):
+            return None
+        found = _parts(references, **{part: options.get(part) for part in ("weight", "bias")})
+        return Draft("norm", found, (x,), (axis,), partial(function, **{**options, **plain}))
 
-def _layer_norm(
-    references: References,
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Draft | None:
-    shape = list(normalized_shape)
-    return _norm(references, input, weight, bias, None, lambda x: functional.layer_norm(x, shape, eps=eps))
-
-
-def _rms_norm(
-    references: References,
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-) -> Draft | None:
-    shape = list(normalized_shape)
-    return _norm(references, input, weight, None, None, lambda x: functional.rms_norm(x, shape, eps=eps))
-
-
-def _group_norm(
-    references: References,
-    input: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Draft | None:
-    def again(x: Tensor) -> Tensor:
-        return functional.group_norm(x, num_groups, eps=eps)
-
-    return _norm(references, input, weight, bias, 1, again)
-
-
-def _batch_norm(
-    references: References,
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Draft | None:
-    def again(x: Tensor) -> Tensor:
-        return functional.batch_norm(x, running_mean, running_var, eps=eps)
-
-    return None if training else _norm(references, input, weight, bias, 1, again)
-
-
-def _instance_norm(
-    references: References,
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Draft | None:
-    def again(x: Tensor) -> Tensor:
-        return functional.instance_norm(
-            x, running_mean, running_var, use_input_stats=use_input_stats, momentum=0.0, eps=eps
-        )
-
-    return _norm(references, input, weight, bias, 1, again)
+    return parser
 
 
 _RULES: dict[Callable[..., Any], Parser] = {
@@ -220,11 +155,11 @@ _RULES: dict[Callable[..., Any], Parser] = {
     torch.conv_transpose2d: _transposed(2),
     torch.conv_transpose3d: _transposed(3),
     functional.embedding: _embedding,
-    functional.layer_norm: _layer_norm,
-    functional.rms_norm: _rms_norm,
-    functional.group_norm: _group_norm,
-    functional.batch_norm: _batch_norm,
-    functional.instance_norm: _instance_norm,
+    functional.layer_norm: _norm(functional.layer_norm, None),
+    functional.rms_norm: _norm(functional.rms_norm, None),
+    functional.group_norm: _norm(functional.group_norm, 1),
+    functional.batch_norm: _norm(functional.batch_norm, 1),
+    functional.instance_norm: _norm(functional.instance_norm, 1),
 }
 # A property reaches the mode as the getter behind it.
 _GETTERS = (getattr(getattr(Tensor, name), "__get__") for name in ("T", "mT"))  # noqa: B009

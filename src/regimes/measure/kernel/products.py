@@ -103,7 +103,7 @@ class Jacobian:
             return torch.autograd.grad(total, u, materialize_grads=True)[0]
 
 
-class _Watch(TorchDispatchMode):
+class _Tally(TorchDispatchMode):
     """Notes, while it is active, what a forward pass allocates and whether it reads a number of its samples.
 
     Attributes:
@@ -172,7 +172,7 @@ class _Examiner:
         x = batch.transform(batch.take(self._x, torch.tensor(samples)), Tensor.clone)
         random, buffers = _random_state(x), [(name, b, _version(b)) for name, b in module.named_buffers()]
         # Attention is written out, as in forward mode: no other path of it needs more.
-        with torch.enable_grad(), bind(module, leaves), sdpa_kernel(SDPBackend.MATH), _Watch(x) as seen:
+        with torch.enable_grad(), bind(module, leaves), sdpa_kernel(SDPBackend.MATH), _Tally(x) as seen:
             outputs = self._network.outputs(x)
         self.bytes, self.reads = seen.bytes, self.reads or seen.reads
         if not torch.equal(random, _random_state(x)):
