@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +120,30 @@ def test_outputs_are_zero_at_the_start_to_the_bit(name: str) -> None:
     program = Program(members, soft_hinge, torch.float64)
     out = program.outputs(program.start(), torch.arange(3), x, program.offsets(x))
     assert bool((out == 0).all())
+
+
+@pytest.mark.parametrize("name", ["mlp", *AWKWARD])
+def test_many_samples_are_taken_some_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """... and give what they give together."""
+    x, _ = task(37, 5)
+    make = AWKWARD.get(name, lambda seed: models.mlp(5, 16, 2, seed=seed))
+    members = [control.scale(make(seed), 2.0) for seed in range(2)]
+    program = Program(members, soft_hinge, torch.float64)
+    rows = program.start()
+    rows[:, : program.layout.total] += 0.1
+    whole = program.outputs(rows, torch.arange(2), x, program.offsets(x))
+    sizes: list[int] = []
+    forward = program._forward
+
+    def noted(tree: Any, some: Tensor, part: Tensor, networks: Any = None) -> Tensor:
+        sizes.append(len(part))
+        return forward(tree, some, part, networks)
+
+    monkeypatch.setattr("regimes.train.program._SAMPLES", 10)
+    monkeypatch.setattr(program, "_forward", noted)
+    parts = program.outputs(rows, torch.arange(2), x, program.offsets(x))
+    assert set(sizes) == {10, 7}
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
 
 
 def test_members_need_not_be_centred() -> None:

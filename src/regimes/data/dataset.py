@@ -253,10 +253,13 @@ def choose(
 def gather(
     images: Images, goals: np.ndarray, rows: np.ndarray, transform: Transform, flat: bool, dtype: torch.dtype
 ) -> Split:
-    shape = (len(rows), -1) if flat else None
-    inputs = [transform(images.pixels[rows[start : start + CHUNK]]) for start in range(0, len(rows), CHUNK)]
-    x = np.concatenate(inputs)
-    x = torch.from_numpy(x if shape is None else x.reshape(shape)).to(dtype)
+    x = torch.empty(0)
+    for start in range(0, len(rows), CHUNK):
+        # One chunk at a time in float64: all of CIFAR-10 would take 1.5 GB more.
+        part = torch.from_numpy(transform(images.pixels[rows[start : start + CHUNK]]))
+        part = part.flatten(1) if flat else part
+        x = x if start else torch.empty(len(rows), *part.shape[1:], dtype=dtype)
+        x[start : start + CHUNK] = part
     y = torch.from_numpy(goals[rows])
     # Classes stay whole numbers for the cross-entropy; signs are multiplied with the outputs.
     y = y if y.dtype == torch.int64 else y.to(dtype)

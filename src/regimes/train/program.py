@@ -22,6 +22,8 @@ __all__ = ["Program", "choose_dtype", "members_of"]
 
 # Activations of about this many entries at a time: smaller pieces cost more calls, larger ones gain nothing.
 _ENTRIES = 1 << 19
+# Samples at a time where no gradient is wanted: on all of CIFAR-10 a convolution puts out gigabytes.
+_SAMPLES = 4096
 
 
 def members_of(modules: nn.Module | Sequence[nn.Module]) -> list[nn.Module]:
@@ -179,9 +181,13 @@ class Program:
         self, flat: Tensor, members: Tensor, x: Tensor, networks: Sequence[nn.Module] | None = None
     ) -> Tensor:
         """f(w, x) for the rows of ``flat``, (m, n, c), without a graph; by ``networks``, if given."""
-        pieces = self.pieces(len(flat), x)
+        found = []
         with torch.no_grad():
-            return torch.cat([self._forward(self._tree(flat[s]), members[s], x, networks) for s in pieces])
+            for s in self.pieces(len(flat), x):
+                tree, some = self._tree(flat[s]), members[s]
+                parts = [self._forward(tree, some, part, networks) for part in x.split(_SAMPLES)]
+                found.append(torch.cat(parts, 1))
+        return torch.cat(found)
 
     def outputs(self, flat: Tensor, members: Tensor, x: Tensor, offsets: Tensor | None) -> Tensor:
         """F(w, x) for the rows of ``flat``, (m, n, c); ``offsets`` are those rows of :meth:`offsets`."""
