@@ -6,11 +6,15 @@ import copy
 import inspect
 import io
 import math
+import re
+import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from regimes import control, models, train
@@ -152,11 +156,51 @@ def test_what_is_inside() -> None:
     assert "7 * f(w, x)" in repr(control.scale(net, 7, center=False))
 
 
-@pytest.mark.parametrize("alpha", [math.nan, math.inf, 0, 0.0, -1.0, "x", True, None])
+@pytest.mark.parametrize("alpha", [math.nan, math.inf, 0, 0.0, -1.0, "x", True, None, np.float32(0)])
 def test_a_bad_alpha_is_named(alpha: object) -> None:
     scale = inspect.unwrap(control.scale)  # the types are checked while the tests run, before the function is
-    with pytest.raises(UserError, match=f"`alpha`: got {alpha!r}, expected a positive finite number"):
+    with pytest.raises(
+        UserError, match=f"`alpha`: got {re.escape(repr(alpha))}, expected a positive finite number"
+    ):
         scale(models.mlp(5, 8, 2), alpha)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("alpha", [7, np.float32(7), np.int64(7), torch.tensor(7.0), torch.tensor(7)])
+def test_any_kind_of_number_is_an_alpha(alpha: Any) -> None:
+    scaled = control.scale(models.mlp(5, 8, 2), alpha)
+    assert (
+        float(scaled.alpha) == 7.0 and scaled.alpha.dtype == torch.float64 and not scaled.alpha.requires_grad
+    )
+
+
+def test_an_alpha_that_the_precision_does_not_hold_is_named() -> None:
+    for alpha, value in ((1e5, "inf"), (1e-9, "0")):
+        with pytest.raises(UserError, match=rf"`alpha`: got {alpha:g}, which is {value} in torch\.float16"):
+            control.scale(models.mlp(5, 8, 2).half(), alpha)
+
+
+class Both(nn.Module):
+    """More than a tensor."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+def test_what_is_no_module_or_gives_no_tensor_is_named() -> None:
+    with pytest.raises(
+        UserError, match=r"`module`: got builtin_function_or_method, expected a torch\.nn\.Module"
+    ):
+        control.scale(torch.relu, 2.0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="`module`: gave outputs of type tuple, expected a tensor"):
+        control.scale(Both(), 2.0)(X)
+
+
+def test_a_module_that_keeps_a_result_of_its_last_call() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        network = nn.utils.weight_norm(nn.Linear(5, 2)).double()
+    network(X)
+    assert bool((control.scale(network, 2.0)(X) == 0).all())
 
 
 def test_scaling_twice_is_a_mistake() -> None:

@@ -120,3 +120,8 @@ def test_a_bad_argument_is_named(arguments: dict[str, Any], message: str) -> Non
 def test_a_bad_sample_is_named(points: int, seed: int, name: str) -> None:
     with pytest.raises(UserError, match=f"`{name}`"):
         data.teacher(3).sample(points, seed=seed)
+
+
+def test_points_of_another_dimension_are_named() -> None:
+    with pytest.raises(UserError, match=r"`x`: got shape \(5, 4\), expected \(n, 3\)"):
+        data.teacher(3)(torch.zeros(5, 4))

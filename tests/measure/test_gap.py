@@ -97,3 +97,36 @@ def test_names_the_mistake() -> None:
         measure.gap(module, inputs()[:0], origin=start_of(module))
     with pytest.raises(UserError, match="is missing"):
         measure.gap(module, inputs(), origin={})
+    with pytest.raises(UserError, match=r"`x`: \[0, 0\] is nan"):
+        measure.gap(module, inputs() * math.nan, origin=start_of(module))
+    origin = start_of(module)
+    name = next(iter(origin))
+    for measured in (measure.gap, measure.pattern):
+        with pytest.raises(UserError, match=rf"`origin`: '{name}' has shape \(1,\), expected"):
+            measured(module, inputs(), origin=origin | {name: torch.zeros(1, dtype=torch.float64)})
+        with pytest.raises(
+            UserError, match=rf"`origin`: '{name}' is of torch\.float32, expected torch\.float64"
+        ):
+            measured(module, inputs(), origin=origin | {name: origin[name].float()})
+
+
+class Both(nn.Module):
+    """Two inputs and a mapping for an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = models.mlp(D, 5, 2)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.inner(left + right)}
+
+
+def test_several_inputs_and_a_mapping_of_outputs() -> None:
+    module, x = Both(), inputs()
+    origin = start_of(module)
+    move(module, 0.1)
+    plain = {name.removeprefix("inner."): p for name, p in origin.items()}
+    expected = measure.gap(module.inner, 2 * x, origin=plain)
+    for pair in ((x, x), {"right": x, "left": x}):
+        found = measure.gap(module, pair, origin=origin, output=lambda out: out["logits"])
+        assert found == pytest.approx(expected, rel=1e-12)

@@ -81,6 +81,21 @@ def test_of_a_bilinear_model() -> None:
     assert found.error < 1e-2 * expected
 
 
+def test_two_errors_reach_the_norm_where_most_starts_miss_it() -> None:
+    """Over 50 seeds. D2h of a two-layer ReLU network falls apart by neurons: its norm is the largest of their parts."""
+    net, x, y = models.two_layer(D, 20), torch.randn(6, D, dtype=F64), torch.randn(6, dtype=F64)
+    b, a = (p.detach() for p in net.parameters())
+    up = (x @ b.T > 0).double()
+    second = max(float(torch.linalg.matrix_norm(x * side[:, None], 2)) for side in up.T) / 20**0.5
+    by_b = ((a * up)[:, :, None] * x[:, None]).flatten(1)
+    expected = of_norms(net, x, y, torch.cat([by_b, (x @ b.T).relu()], 1) / 20**0.5, second)
+    found = [measure.kappa(net, x, y, seed=seed, tolerance=1e-3) for seed in range(50)]
+    assert all(one.value < 1.01 * expected for one in found)
+    assert sum(1.01 * one.value < expected for one in found) > 5, "some seeds miss the largest maximum"
+    reach = sum(1.01 * one.value + 2 * one.error >= expected for one in found)
+    assert reach >= 45, "95 of 100, less two standard errors of 50 trials"
+
+
 def hessians(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Dh, (n c, p), and the second derivatives, (n c, p, p), number by number."""
     leaves = [p for p in module.parameters() if p.requires_grad]
@@ -199,6 +214,14 @@ def test_the_seed_is_all_that_counts() -> None:
     assert all(p.grad is None for p in network.parameters())
 
 
+def test_does_not_care_for_the_mode_around_it() -> None:
+    network, x, y = models.mlp(D, 8, 2), torch.randn(5, D, dtype=F64), torch.randn(5, dtype=F64)
+    expected = measure.kappa(network, x, y, starts=2)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert measure.kappa(network, x.clone(), y, starts=2) == expected
+
+
 def test_is_zero_for_a_linear_model_and_for_one_that_fits() -> None:
     x = torch.randn(5, D, dtype=F64)
     linear = nn.Linear(D, 2).double()
@@ -210,6 +233,15 @@ def test_is_zero_for_a_linear_model_and_for_one_that_fits() -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"starts": 1}, "`starts`: got 1, expected a whole number of at least 2"),
     ({"tolerance": 0.0}, "`tolerance`: got 0.0"),
+    ({"tolerance": "x"}, "`tolerance`: got 'x'"),
+    ({"seed": -1}, "`seed`: got -1, expected a whole number of 0 or more"),
+    ({"y": [0.0]}, "`y`: got list, expected a tensor of real numbers or classes"),
+    ({"y": torch.tensor(0.0)}, r"`y`: got torch\.float32 \(\), expected a tensor"),
+    ({"y": torch.zeros(0).long()}, r"`y`: got torch\.int64 \(0,\), expected a tensor"),
+    (
+        {"y": torch.zeros(5, 3, dtype=torch.complex64)},
+        r"`y`: got torch\.complex64 \(5, 3\), expected a tensor",
+    ),
     ({"y": torch.zeros(4, dtype=F64)}, r"`y`: got shape \(4,\), expected targets for outputs \(5, 3\)"),
     ({"y": torch.tensor([0, 1, 2, 3, 0])}, "`y`: got 5 class indices up to 3 with 5 samples and 3 outputs"),
     ({"y": torch.tensor([0, -1, 2, 1, 0])}, "`y`: got .* class indices"),
@@ -230,6 +262,10 @@ def test_a_model_without_slope_or_with_infinite_outputs_is_named() -> None:
     x, y = torch.randn(5, D, dtype=F64), torch.randn(5, dtype=F64)
     with pytest.raises(UserError, match="no output depends on a trainable parameter"):
         measure.kappa(build("constant"), x, y)
+    with pytest.raises(UserError, match="no output depends on a trainable parameter"):
+        measure.kappa(models.mlp(D, 8, 1).requires_grad_(False), x, y)
+    with pytest.raises(UserError, match="`module`: has an operation without a second derivative"):
+        measure.kappa(nn.Sequential(nn.Linear(D, 2), nn.Hardsigmoid(), nn.Linear(2, 1)).double(), x, y)
     network = models.mlp(D, 8, 1)
     with torch.no_grad():
         next(network.parameters()).fill_(math.inf)

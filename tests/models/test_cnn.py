@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -60,6 +61,12 @@ def test_a_bad_size_is_named(name: str) -> None:
     with pytest.raises(UserError, match=f"`{name}`: got 0, expected a whole number of at least 1"):
         sizes: dict[str, Any] = {"channels": 1, "width": 4, name: 0}
         models.cnn(**sizes)
+
+
+@pytest.mark.parametrize("padding", [-1, True, 1.5])
+def test_a_bad_padding_is_named(padding: Any) -> None:
+    with pytest.raises(UserError, match=f"`padding`: got {padding}, expected a whole number of 0 or more"):
+        inspect.unwrap(models.cnn)(1, 4, padding=padding)
 
 
 def test_an_unknown_activation_is_named() -> None:

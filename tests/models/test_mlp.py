@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +68,22 @@ def test_a_bad_size_is_named(name: str, size: object) -> None:
     else:
         with pytest.raises((UserError, TypeError), match=name):
             mlp(**sizes)
+
+
+@pytest.mark.parametrize("build", [models.mlp, models.cnn])
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("law", "ntk", r"a law of width .* control\.law\('ntk'\)"),
+        ("activation", None, "one of softplus, relu, tanh"),
+        ("seed", True, "a whole number"),
+        ("seed", 2**70, "a whole number of at most 64 bits"),
+        ("dtype", torch.int32, r"a floating type such as torch\.float64"),
+    ],
+)
+def test_a_bad_setting_is_named(build: Callable[..., Any], name: str, value: Any, expected: str) -> None:
+    with pytest.raises(UserError, match=f"`{name}`: got {re.escape(repr(value))}, expected {expected}"):
+        inspect.unwrap(build)(4, 12, 2, **{name: value})
 
 
 def test_an_unknown_activation_is_named() -> None:

@@ -94,6 +94,13 @@ def test_the_start(norm: Norm) -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"norm": "batch"}, "`norm`: got 'batch', expected 'none' or 'group'; batch norm would couple"),
+    ({"seed": None}, "`seed`: got None, expected a whole number"),
+    ({"dtype": torch.complex64}, r"`dtype`: got torch\.complex64, expected a floating type"),
+    ({"symmetric": True, "width_factor": 3 / 64}, "`width_factor`: gives 3 channels .* symmetric=True"),
+    (
+        {"symmetric": True, "width_factor": 0.75, "norm": "group"},
+        "`width_factor`: gives 48 channels in 3 groups",
+    ),
     ({"channels": 0}, "`channels`: got 0"),
     ({"outputs": 0}, "`outputs`: got 0"),
     ({"width_factor": -1.0}, r"`width_factor`: got -1\.0"),

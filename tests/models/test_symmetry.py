@@ -87,6 +87,25 @@ def test_every_layer_keeps_its_part_of_the_kernel() -> None:
         assert float((one - other).norm() / one.norm()) < 0.2
 
 
+PICTURES = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(0), dtype=F64)
+DEEP: dict[str, Callable[[bool], nn.Module]] = {
+    "vgg": lambda s: models.vgg(1, 3, size=12, width_factor=1 / 8, symmetric=s),
+    "resnet": lambda s: models.resnet(1, 3, width_factor=1 / 8, symmetric=s),
+    "groups": lambda s: models.resnet(1, 3, width_factor=1 / 4, norm="group", symmetric=s),
+}
+
+
+@pytest.mark.parametrize("name", list(DEEP))
+def test_deep_networks_say_nothing_and_learn_in_every_layer(name: str) -> None:
+    """Through pools, skips and norms; the parts of the kernel are those of an ordinary start, up to chance."""
+    plain, mirrored = DEEP[name](False), DEEP[name](True)
+    loud, silent = plain(PICTURES).detach(), mirrored(PICTURES).detach()
+    assert float(silent.abs().max()) < 1e-12 * float(loud.abs().max())
+    parts = [measure.ntk(net, PICTURES, reduce="trace", by_layer=True) for net in (plain, mirrored)]
+    for layer, usual in parts[0].items():
+        assert 0.1 < float(parts[1][layer].trace() / usual.trace()) < 10, layer
+
+
 def test_members_train_as_one_stack() -> None:
     y = X[:, 0].sign()
     nets = [models.mlp(4, 8, 2, symmetric=True, seed=seed) for seed in range(3)]

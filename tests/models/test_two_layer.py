@@ -85,6 +85,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"scaling": "1/sqrt(n)"}, r"`scaling`: got '1/sqrt\(n\)', expected one of 1, .*mean '1/sqrt\(m\)'\?"),
     ({"scaling": math.inf}, "`scaling`: got inf, expected a finite power of m"),
     ({"scaling": True}, "`scaling`: got True"),
+    ({"seed": "a"}, "`seed`: got 'a', expected a whole number"),
+    ({"dtype": None}, "`dtype`: got None, expected a floating type"),
     ({"activation": "rely"}, "`activation`: got 'rely'.*did you mean 'relu'"),
 ]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regimes import train
 from regimes.core.error import UserError
-from regimes.core.loss import cross_entropy, soft_hinge, squared
+from regimes.core.loss import Loss, cross_entropy, soft_hinge, squared
 from tests.train.kernels import F64, flat, gram
 
 
@@ -99,6 +99,23 @@ def test_a_kernel_that_is_none_is_refused_by_how_much() -> None:
     lopsided = gram(40) + torch.triu(torch.randn(40, 40, dtype=F64))
     with pytest.raises(UserError, match="`kernel`: is not symmetric, by"):
         train.kernel(aslinearoperator(lopsided.numpy()), torch.randn(40, dtype=F64)).at(1.0)
+
+
+@pytest.mark.parametrize("loss", [soft_hinge, cross_entropy])
+def test_an_operator_that_is_no_kernel_starts_no_flow(loss: Loss) -> None:
+    """A flow uphill looks like one: the operator is looked at before it is used."""
+    k, y = gram(12), torch.randn(12, dtype=F64).sign()
+    skew = k + torch.triu(k, 1)
+    negative = k - 0.5 * torch.linalg.eigvalsh(k)[-1] * torch.eye(12, dtype=F64)
+    wrong = [(skew, "is not symmetric, by"), (negative, "is not positive semi-definite: its smallest")]
+    for matrix, message in [*wrong, (k * math.nan, "its product with finite numbers is not finite")]:
+        with pytest.raises(UserError, match=f"`kernel`: {message}"):
+            next(iter(train.kernel(aslinearoperator(matrix.numpy()), y, loss=loss)))
+    operator = Counted(k)
+    path = train.kernel(operator, y, loss=loss, max_steps=0)
+    for _ in range(3):
+        list(path)
+    assert operator.products <= 12 + 3
 
 
 def test_rounding_is_no_mistake() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +94,11 @@ def test_gradient_descent_on_the_linearised_network_ends_at_the_kernel_solve() -
     torch.testing.assert_close(solve.predict(cross)[:, 0], cross @ torch.linalg.solve(k, y))
 
 
+def at(path: train.KernelPath, t: Any) -> train.KernelState:
+    """The state at a time of any type."""
+    return inspect.unwrap(type(path).at)(path, t)
+
+
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "shape": (lambda: BARE(torch.ones(3, 2), torch.ones(3)), r"`kernel`: got shape \(3, 2\)"),
     "cube": (
@@ -122,11 +128,27 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "many floats": (
         lambda: BARE(torch.eye(2), torch.ones(2, 2), loss=cross_entropy),
-        r"`targets`: got floats of shape \(2, 2\) for 2 outputs, expected \(n,\) for one output",
+        r"`targets`: got floats of shape \(2, 2\) for 2 outputs, expected \(2,\) for one output",
     ),
     "class": (
         lambda: BARE(torch.eye(2), torch.tensor([0, 3]), start=torch.zeros(2, 3)),
         r"`targets`: got torch.int64 \(2,\) from 0 to 3, expected \(2,\) class indices \(int64\) below 3",
+    ),
+    "no targets": (
+        lambda: BARE(torch.eye(2), torch.ones(0)),
+        r"`targets`: got torch\.float32 \(0,\), expected a tensor of real numbers",
+    ),
+    "complex targets": (
+        lambda: BARE(torch.eye(2), torch.ones(2).to(torch.complex64)),
+        r"`targets`: got torch\.complex64 \(2,\), expected a tensor of real numbers",
+    ),
+    "bool targets": (
+        lambda: BARE(torch.eye(2), torch.tensor([True, False])),
+        r"`targets`: got torch\.bool \(2,\) from 0 to 1, expected .* class indices .* y\.long\(\)",
+    ),
+    "whole numbers": (
+        lambda: BARE(torch.eye(2), torch.tensor([1, -1]), loss=soft_hinge),
+        r"`targets`: got torch\.int64 for SoftHinge .*, expected floats -1 and \+1; y\.double\(\)",
     ),
     "nan target": (
         lambda: BARE(torch.eye(2), torch.tensor([1, math.nan])),
@@ -135,6 +157,34 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "start": (
         lambda: BARE(torch.eye(2), torch.ones(2), start=torch.ones(3)),
         r"`start`: got shape \(3,\), expected \(2, 1\)",
+    ),
+    "start type": (
+        lambda: BARE(torch.eye(2), torch.ones(2), start=np.ones(2)),  # pyright: ignore[reportArgumentType]
+        r"`start`: got ndarray, expected a tensor \(2, 1\)",
+    ),
+    "loss": (
+        lambda: BARE(torch.eye(2), torch.ones(2), loss="hinge"),  # pyright: ignore[reportArgumentType]
+        "`loss`: got 'hinge', expected a loss",
+    ),
+    "tolerance": (
+        lambda: BARE(torch.eye(2), torch.ones(2), tolerance=1e-3),  # pyright: ignore[reportArgumentType]
+        r"`tolerance`: got 0\.001, expected a regimes\.train\.Tolerance",
+    ),
+    "complex operator": (
+        lambda: BARE(aslinearoperator(np.eye(2, dtype=complex)), torch.ones(2)),
+        "`kernel`: got an operator of complex128, expected one of real numbers",
+    ),
+    "no time": (
+        lambda: BARE(torch.eye(2), torch.ones(2)).at(math.nan),
+        "`t`: got nan, expected a time",
+    ),
+    "time as text": (
+        lambda: at(BARE(torch.eye(2), torch.ones(2)), "1"),
+        "`t`: got '1', expected a time",
+    ),
+    "seconds": (
+        lambda: BARE(torch.eye(2), torch.ones(2), max_seconds=math.nan),
+        "`max_seconds`: got nan, expected 0 or more",
     ),
     "time": (lambda: BARE(torch.eye(2), torch.ones(2)).at(-1.0), "`t`: got -1.0, expected a time"),
     "steps": (lambda: BARE(torch.eye(2), torch.ones(2), max_steps=-1), "`max_steps`: got -1"),
@@ -154,6 +204,25 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         lambda: BARE(torch.eye(2)[..., None, None], torch.ones(2)).at(1.0).predict(torch.ones(4, 2)),
         r"`cross`: got shape \(4, 2\), expected \('t', 2, 1, 1\)",
     ),
+    "cross of nan": (
+        lambda: BARE(torch.eye(2), torch.ones(2)).at(1.0).predict(torch.full((1, 2), math.nan)),
+        r"`cross`: \[0, 0\] is nan",
+    ),
+    "cross type": (
+        lambda: inspect.unwrap(train.KernelState.predict)(
+            train.kernel(torch.eye(2), torch.ones(2)).at(1.0),
+            np.ones((4, 2)),  # pyright: ignore[reportArgumentType]
+        ),
+        r"`cross`: got ndarray, expected \('t', 2\), a tensor",
+    ),
+    "no validation": (
+        lambda: BARE(torch.eye(2), torch.ones(2)).best(torch.ones(0, 2), torch.ones(0)),
+        r"`targets`: got torch\.float32 \(0,\), expected .* n at least 1",
+    ),
+    "validation of nan": (
+        lambda: BARE(torch.eye(2), torch.ones(2)).best(torch.full((1, 2), math.nan), torch.ones(1)),
+        r"`cross`: \[0, 0\] is nan",
+    ),
     "validation": (
         lambda: inspect.unwrap(train.KernelPath.best)(
             train.kernel(torch.eye(2), torch.ones(2)), torch.ones(4, 2), torch.ones(3)
@@ -168,6 +237,21 @@ def test_mistakes_are_named(name: str) -> None:
     call, message = WRONG[name]
     with pytest.raises(UserError, match=message):
         call()
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.int64, torch.tensor])
+def test_settings_are_any_kind_of_number(kind: Callable[[float], Any]) -> None:
+    k, y = torch.eye(3, dtype=F64) * 2, torch.randn(3, dtype=F64)
+    expected = train.kernel(k, y, alpha=2.0, ridge=3.0).at(1.0)
+    found = at(BARE(k, y, alpha=kind(2), ridge=kind(3)), kind(1))
+    assert torch.equal(found.outputs, expected.outputs) and type(found.time) is float
+
+
+def test_a_path_has_no_graph() -> None:
+    k, y = torch.eye(3, dtype=F64).requires_grad_(), torch.ones(3, dtype=F64).requires_grad_()
+    for loss in (squared, soft_hinge):
+        state = train.kernel(k, y, loss=loss, start=torch.zeros(3, dtype=F64).requires_grad_()).at(0.1)
+        assert not state.outputs.requires_grad and not state.coefficients.requires_grad
 
 
 def test_wrong_types_are_named() -> None:

@@ -169,6 +169,14 @@ def test_the_plain_hinge_needs_a_tolerance_for_its_jumps() -> None:
     assert last(train.kernel(k, y, loss=hinge, tolerance=Tolerance(gradient=math.inf))).status == "finished"
 
 
+@pytest.mark.parametrize("loss", [hinge, soft_hinge, cross_entropy])
+def test_a_function_that_cannot_move_is_at_its_end(loss: Loss) -> None:
+    """A kernel of zeros meets no margin, at no time."""
+    (end,) = train.kernel(torch.zeros(3, 3), torch.ones(3), loss=loss)
+    assert end.status == "finished" and end.step == 0 and not end.outputs.any()
+    assert train.kernel(torch.zeros(3, 3), torch.ones(3), loss=loss).at(math.inf).status == "finished"
+
+
 def test_limits_of_a_flow() -> None:
     k, y = gram(10), torch.randn(10, dtype=F64).sign()
     end = last(train.kernel(k, y, loss=soft_hinge, max_steps=3))

@@ -2,33 +2,38 @@ r"""The linearised module: f(a, x) + J(a, x)(w - a), with parameters w of its ow
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
+from regimes.control.scale import duplicate
+from regimes.control.tangent import (
+    Route,
+    by_forward_mode,
+    by_reverse_mode,
+    nested,
+    settle,
+    transposed_twice,
+)
 from regimes.core.batch import check_finite, transform
-from regimes.core.derivative import Output, bind, check_separable, load_forward_mode, plain
+from regimes.core.derivative import Output, bind, check_separable, plain
 from regimes.core.error import UserError
 from regimes.core.tree import sub, trainable
 
 __all__ = ["Linearized", "linearize"]
 
 Tree = Mapping[str, Tensor]
-Outputs = Callable[[Tree], Tensor]
 
-_PRODUCTS = (functional.linear, functional.conv1d, functional.conv2d, functional.conv3d)
 _HOOKS = (
     "`module`: activations are saved in a way of their own (checkpointing, offloading), inside it or around it; a "
     "layer that runs again in the backward pass would run at w, away from the anchor; switch that off"
 )
+_RESERVED = ("anchor", "nonlinear")
 
 
 class _Anchor(nn.Module):
@@ -53,50 +58,90 @@ class Linearized(nn.Module):
     buffers ``anchor.<name>``. The layers stay in the mode they were in: a linear function has but one.
 
     Attributes:
-        network: f, with w for its parameters: ``network(x)`` is f(w, x).
+        nonlinear: f, with w for its parameters: ``nonlinear(x)`` is f(w, x).
         anchor: a, one buffer for each parameter that required grad.
     """
 
-    network: nn.Module
+    nonlinear: nn.Module
     anchor: nn.Module
 
     def __init__(self, network: nn.Module, output: Output | None = None) -> None:
         super().__init__()
         # Not a submodule, or each name would have a prefix. What it holds is registered here as well.
-        self.__dict__["network"] = network
+        self.__dict__["nonlinear"] = network
         self._parameters = network._parameters
         self._buffers = network._buffers
         self._non_persistent_buffers_set = network._non_persistent_buffers_set
         self._modules.update(network._modules)
         self.add_module("anchor", _Anchor(trainable(network)))
         self._output = output
-        self._reverse = self._checked = False
+        self._route: Route | None = None
 
     def forward(self, *args: Any, **named: Any) -> Tensor:
         """f(a, x) + J(a, x)(w - a), of the shape of f(w, x)."""
+        if "torch._dynamo" in sys.modules:
+            # Something may be compiled, around this or inside, and there tangents are lost without a word.
+            return torch.compiler.disable(_as_written)(self, args, named)  # pyright: ignore[reportCallIssue]
+        return self._run(args, named)
+
+    def _run(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+        """F(w, x)."""
         if torch.is_inference_mode_enabled():
             # There forward mode loses every tangent without a word.
             with torch.inference_mode(False), torch.no_grad():
-                return self.forward(*transform(args, plain), **transform(named, plain))
+                return self._run(transform(args, plain), transform(named, plain))
         anchor = dict(self.anchor.named_buffers())
-        own = dict(self.network.named_parameters())
+        own = dict(self.nonlinear.named_parameters())
+        if thawed := [name for name, p in own.items() if p.requires_grad and name not in anchor]:
+            raise UserError(
+                f"`module`: '{thawed[0]}' requires grad, but was frozen when the module was linearised; "
+                "linearise it again"
+            )
         moved = sub({name: own[name] for name in anchor}, anchor)
-        outputs, wants_grad = partial(self._outputs, args, named), _want_grad((args, named))
         try:
             # Fused attention has no forward mode (pytorch issue 117629); attention written out has.
             with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS):
-                self._check(outputs, anchor, own, wants_grad)
-                value, along = self._pair(outputs, anchor, moved, wants_grad)
+                value, along = self._pair(args, named, anchor, moved)
         except RuntimeError as error:
             if _HOOKS in str(error):
                 raise UserError(_HOOKS) from error
             raise
         return value + along
 
+    def _pair(
+        self, args: tuple[Any, ...], named: Mapping[str, Any], anchor: Tree, moved: Tree
+    ) -> tuple[Tensor, Tensor]:
+        """f(a, x) and J(a, x)(w - a)."""
+        outputs = partial(self._outputs, args, named)
+        if nested():
+            return transposed_twice(outputs, anchor, moved)
+        # Inside the forward of an autograd.Function, as that of a checkpoint, torch makes no tangents.
+        on = torch._C._is_fwd_grad_enabled()
+        if on and self._route is None:
+            self._look(args, named, anchor)
+        route = (self._route or by_forward_mode) if on else by_reverse_mode
+        try:
+            pair = route(outputs, anchor, moved)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if not on or _HOOKS in str(error):
+                raise
+            # These inputs may take another way through the network, with other operations on it.
+            self._look(args, named, anchor)
+            route = self._route or by_forward_mode
+            pair = route(outputs, anchor, moved)
+        if route is not by_forward_mode and torch.is_grad_enabled() and _want_grad((args, named)):
+            raise UserError(
+                "`module`: has an operation without forward mode, so that its linearisation has no gradient by "
+                "the inputs; detach them"
+            )
+        return pair
+
     def _outputs(self, args: tuple[Any, ...], named: Mapping[str, Any], parameters: Tree) -> Tensor:
         """f at these parameters."""
-        with bind(self.network, parameters):
-            found = self.network(*args, **named)
+        with bind(self.nonlinear, parameters):
+            found = self.nonlinear(*args, **named)
         found = found if self._output is None else self._output(found)
         if not isinstance(found, Tensor) or not found.is_floating_point():
             kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
@@ -106,69 +151,41 @@ class Linearized(nn.Module):
             )
         return found
 
-    def _check(self, outputs: Outputs, anchor: Tree, own: Tree, wants_grad: bool) -> None:
-        """Raise if a parameter trains that has no anchor, or, once, if f(a, x) is not finite or depends on w."""
-        if thawed := [name for name, p in own.items() if p.requires_grad and name not in anchor]:
-            raise UserError(
-                f"`module`: '{thawed[0]}' requires grad, but was frozen when the module was linearised; "
-                "linearise it again"
-            )
-        if self._checked:
-            return
+    def _look(self, args: tuple[Any, ...], named: Mapping[str, Any], anchor: Tree) -> None:
+        """Once: raise if f(a, x) is not finite, not a function of a and x, or hides a parameter; find the route."""
+
+        def outputs(parameters: Tree) -> Tensor:
+            # Of copies, for a network that overwrites its inputs.
+            return self._outputs(transform(args, _copy), transform(named, _copy), parameters)
+
+        kept, random = _versions(dict(self.nonlinear.named_buffers()), anchor), _random_state()
         with torch.enable_grad():
             value = outputs(anchor)
-        if value.requires_grad and not wants_grad:
+        if value.device.type == "meta":  # there are no numbers to look at
+            return
+        if _random_state() != random:
+            raise UserError("`module`: draws random numbers in its forward; call .eval(), or take them out")
+        now = _versions(dict(self.nonlinear.named_buffers()), anchor)
+        changed = [name for name in now if kept.get(name) != now[name]]
+        # A buffer that only counts does no harm.
+        if changed and (changed[-1] in anchor or not _equal(outputs(anchor), value)):
+            raise UserError(
+                f"`module`: '{changed[-1]}' changes at every call, and f(a, x) with it; call .eval(), or take that out"
+            )
+        if value.requires_grad and not _want_grad((args, named)):
             raise UserError(
                 "`module`: keeps a parameter outside `named_parameters` too, where no anchor can replace it"
             )
-        try:
-            # No part of what is computed: whoever watches the operations of the network need not see it.
-            with torch._C.DisableTorchFunction():
-                check_finite(
-                    value.detach(),
-                    "`module`: its output at the anchor",
-                    "start from finite weights and inputs",
-                )
-        except RuntimeError:  # inside vmap, or on the meta device, there are no numbers to look at
-            return
-        self._checked = True
-
-    def _pair(self, outputs: Outputs, anchor: Tree, moved: Tree, wants_grad: bool) -> tuple[Tensor, Tensor]:
-        """f(a, x) and J(a, x)(w - a), by forward mode or, where an operation has none, by reverse mode."""
-        load_forward_mode()
-        # Inside another forward mode torch raises here: torch.func.jvp would nest, and then lose the derivative
-        # of an autograd.Function without a word.
-        with dual_level():
-            duals = {name: make_dual(value, moved[name]) for name, value in anchor.items()}
-            # Inside the forward of an autograd.Function, as that of a checkpoint, torch makes none.
-            on = unpack_dual(next(iter(duals.values()))).tangent is not None
-            if on and not self._reverse:
-                try:
-                    return _forward_mode(outputs, duals)
-                except torch.OutOfMemoryError:
-                    raise
-                except RuntimeError as error:
-                    if _HOOKS in str(error):
-                        raise
-        try:
-            pair = _reverse_mode(outputs, anchor, moved)
-        except NotImplementedError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"`module`: has an operation with neither forward mode nor a second derivative ({reason}); "
-                "write it in others"
-            ) from error
-        self._reverse = self._reverse or on
-        if wants_grad and torch.is_grad_enabled():
-            raise UserError(
-                "`module`: has an operation without forward mode, so that its linearisation has no gradient by "
-                "the inputs; detach them"
+        # No part of what is computed: whoever watches the operations of the network need not see it.
+        with torch._C.DisableTorchFunction():
+            check_finite(
+                value.detach(), "`module`: its output at the anchor", "start from finite weights and inputs"
             )
-        return pair
+        self._route = settle(outputs, anchor)
 
     def relinearize(self) -> None:
         """Move the anchor to w: F becomes f(w, x) + J(w, x)(w' - w), F(w, x) becomes f(w, x)."""
-        own = dict(self.network.named_parameters())
+        own = dict(self.nonlinear.named_parameters())
         with torch.no_grad():
             for name, value in self.anchor.named_buffers():
                 value.copy_(own[name])
@@ -183,80 +200,10 @@ class Linearized(nn.Module):
         return "f(a, x) + J(a, x)(w - a)"
 
 
-class _Products(TorchFunctionMode):
-    """In forward mode, layers that are products of inputs and weights: (xW)' = xW' + x'W.
-
-    By itself torch fills in zeros where the inputs of the first layer have no tangent, and multiplies them.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        known = func in _PRODUCTS and len(args) > 1
-        return (partial(_product, func) if known else func)(*args, **(kwargs or {}))
-
-
-def _product(
-    function: Callable[..., Tensor],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *rest: Any,
-    **how: Any,
-) -> Tensor:
-    """The layer with its tangent."""
-    (x0, x1), (w0, w1) = unpack_dual(x), unpack_dual(weight)
-    if w1 is None:
-        return function(x, weight, bias, *rest, **how)
-    b0, b1 = (None, None) if bias is None else unpack_dual(bias)
-    value = function(x0, w0, b0, *rest, **how)
-    along = function(x0, w1, b1, *rest, **how)
-    return make_dual(value, along if x1 is None else along + function(x1, w0, None, *rest, **how))
-
-
-def _forward_mode(outputs: Outputs, duals: Tree) -> tuple[Tensor, Tensor]:
-    """Both in one pass. Its graph is that of the tangent, which is linear in w - a: backward is J^T u."""
-    with _Products():
-        value, along = unpack_dual(outputs(duals))
-    return value, torch.zeros_like(value) if along is None else along
-
-
-def _reverse_mode(outputs: Outputs, anchor: Tree, moved: Tree) -> tuple[Tensor, Tensor]:
-    """J v as the derivative of u -> (J^T u) . v, with J^T u for its gradient by v."""
-    with torch.enable_grad():
-        leaves = [value.detach().requires_grad_() for value in anchor.values()]
-        out = outputs(dict(zip(anchor, leaves, strict=True)))
-        if not out.requires_grad:
-            return out, torch.zeros_like(out)
-        u = torch.zeros_like(out, requires_grad=True)
-        pulled = torch.autograd.grad(out, leaves, u, create_graph=True, materialize_grads=True)
-        slope = torch.stack(
-            [(g * v.detach()).sum() for g, v in zip(pulled, moved.values(), strict=True)]
-        ).sum()
-        (along,) = torch.autograd.grad(slope, u, retain_graph=True, materialize_grads=True)
-    return out.detach(), _Adjoint.apply(along, out, leaves, *moved.values())  # pyright: ignore[reportReturnType]
-
-
-class _Adjoint(torch.autograd.Function):
-    """J v, whose gradient by v is J^T u."""
-
-    @staticmethod
-    def forward(ctx: Any, along: Tensor, out: Tensor, leaves: list[Tensor], *_moved: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # They are neither inputs nor outputs: nothing that save_for_backward could keep.
-        ctx.out, ctx.leaves = out, leaves
-        return along.clone()
-
-    @staticmethod
-    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        pulled = torch.autograd.grad(
-            ctx.out,
-            ctx.leaves,
-            u,
-            retain_graph=True,
-            create_graph=torch.is_grad_enabled(),
-            materialize_grads=True,
-        )
-        return None, None, None, *pulled
+def _as_written(linear: Linearized, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
+    """F(w, x), where parts that are compiled run as they were written."""
+    with torch.compiler.set_stance("force_eager"):
+        return linear._run(args, named)
 
 
 def _want_grad(inputs: Any) -> bool:
@@ -270,13 +217,34 @@ def _want_grad(inputs: Any) -> bool:
     return not isinstance(inputs, str | int | float | None)
 
 
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+def _versions(*trees: Tree) -> dict[str, tuple[int, int]]:
+    """Which tensor each is, and how often it was written to."""
+    return {name: (id(t), t._version) for tree in trees for name, t in tree.items() if not t.is_inference()}
+
+
+def _random_state() -> list[bytes]:
+    """The state of the generators that layers draw from."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])
+    return [state.numpy().tobytes() for state in states]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    with torch._C.DisableTorchFunction():
+        return torch.equal(a, b)
+
+
 def linearize(module: nn.Module, *, output: Output | None = None) -> Linearized:
     r"""The linearisation of a network at its present parameters a: F(w, x) = f(a, x) + J(a, x) (w - a).
 
     It trains like any module, with any optimiser: the gradient of F by w is that of f at the anchor,
     J(a, x)^T u. It has the parameters of f under their names, which start at a; frozen ones stay frozen. A
     training step costs 5/3 of one of f, counted in matrix products: value and tangent are computed in one
-    pass. Where an operation has no forward mode it costs two to four.
+    pass. Where an operation has no forward mode it costs two to four. The first call finds out, and takes as
+    long as three. Compiled parts run as they were written.
 
     To train it lazily, scale it: ``scale(linearize(f), alpha)`` is the same function as
     ``linearize(scale(f, alpha))``, and only the first tells an engine what alpha is.
@@ -290,8 +258,9 @@ def linearize(module: nn.Module, *, output: Output | None = None) -> Linearized:
 
     Raises:
         UserError: if nothing requires grad, a batch norm uses the statistics of the batch, a layer draws
-            random numbers, or the module is linearised already; at the first call if f(a, x) is not finite;
-            if the module checkpoints activations.
+            random numbers, or the module is linearised already; at the first call if f(a, x) is not finite, draws
+            random numbers, changes a buffer, or has an operation with neither forward mode nor a second
+            derivative; if the module checkpoints activations.
 
     Source: Chizat, Oyallon, Bach 2019, section 1.
 
@@ -301,11 +270,18 @@ def linearize(module: nn.Module, *, output: Output | None = None) -> Linearized:
     >>> torch.equal(linear(x), f(x))
     True
     """
+    if not isinstance(module, nn.Module):
+        raise UserError(f"`module`: got {type(module).__name__}, expected a torch.nn.Module")
+    if output is not None and not callable(output):
+        raise UserError(f"`output`: got {output!r}, expected a function, such as lambda out: out.logits")
     if any(isinstance(each, Linearized) for each in module.modules()):
         raise UserError("`module`: is linearised already, and is its own linearisation")
     if not trainable(module):
         raise UserError("`module`: nothing requires grad, so there is nothing to linearise in")
-    if hasattr(module, "anchor"):
-        raise UserError("`module`: has an attribute 'anchor', which the linearised module needs; rename it")
+    for name in _RESERVED:
+        if hasattr(module, name):
+            raise UserError(
+                f"`module`: has an attribute '{name}', which the linearised module needs; rename it"
+            )
     check_separable(module)
-    return Linearized(copy.deepcopy(module), output)
+    return Linearized(duplicate(module), output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from regimes.core.batch import check_finite
 from regimes.core.error import UserError
 
-__all__ = ["LAZY", "Scaled", "scale", "unscaled"]
+__all__ = ["LAZY", "Scaled", "duplicate", "scale", "unscaled"]
 
 # From here on alpha (f - f0) has lost half its digits in float32 (Chizat et al. 2019 sweep in double).
 LAZY = 1e3
@@ -40,14 +41,24 @@ class Scaled(nn.Module):
         super().__init__()
         self._checked = False
         self.network = network
-        self.origin = copy.deepcopy(network).requires_grad_(False).eval() if center else None
+        self.origin = duplicate(network).requires_grad_(False).eval() if center else None
         like = next(network.parameters(), torch.zeros(()))
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         self.register_buffer("alpha", torch.tensor(float(alpha), dtype=dtype, device=like.device))
+        if like.device.type != "meta" and not 0 < float(self.alpha) < math.inf:
+            raise UserError(
+                f"`alpha`: got {alpha:g}, which is {float(self.alpha):g} in {dtype}, that of the module; call "
+                ".double() on it"
+            )
 
     def forward(self, *args: Any, **named: Any) -> Tensor:
         """F(w, x), of the shape of f(w, x)."""
         out, start = self.network(*args, **named), None
+        if not isinstance(out, Tensor):
+            raise UserError(
+                f"`module`: gave outputs of type {type(out).__name__}, expected a tensor; wrap the module in one "
+                "that picks them, such as out.logits"
+            )
         if self.origin is not None:
             with torch.no_grad():
                 start = self.origin(*args, **named)
@@ -91,7 +102,7 @@ class Scaled(nn.Module):
         return f"{float(self.alpha):g} * {centred}"
 
 
-def scale(module: nn.Module, alpha: float, center: bool = True) -> Scaled:
+def scale(module: nn.Module, alpha: float | Tensor, center: bool = True) -> Scaled:
     r"""Place a network between lazy and rich: F(w, x) = alpha * (f(w, x) - f(w0, x)).
 
     Train it on loss(F, y) / alpha^2 (see :meth:`Scaled.loss`; the engines of ``regimes.train`` divide by
@@ -100,7 +111,7 @@ def scale(module: nn.Module, alpha: float, center: bool = True) -> Scaled:
 
     Args:
         module: f, any module; it is used, not copied. Its present parameters become w0.
-        alpha: the scale, positive and finite.
+        alpha: the scale, a number or a tensor of shape (), positive and finite.
         center: subtract f(w0, x), from a frozen copy. Without it F at the start is alpha * f(w0, x).
 
     Returns:
@@ -108,7 +119,8 @@ def scale(module: nn.Module, alpha: float, center: bool = True) -> Scaled:
         DistributedDataParallel work as on any module (the origin has no trainable parameters).
 
     Raises:
-        UserError: if alpha is not positive and finite; at the first call if f(w0, x) is not finite.
+        UserError: if alpha is not positive and finite, or the module cannot be copied; at the first call if
+            f(w0, x) is not finite.
 
     Warns:
         UserWarning: at the first call if alpha is above 1000 and f has less than double precision. The engines
@@ -120,11 +132,14 @@ def scale(module: nn.Module, alpha: float, center: bool = True) -> Scaled:
     >>> bool((net(torch.ones(2, 3)) == 0).all())
     True
     """
-    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    number = isinstance(alpha, Real) and not isinstance(alpha, bool)
+    number = number or (isinstance(alpha, Tensor) and alpha.dim() == 0 and not alpha.is_complex())
     if not number or not math.isfinite(alpha) or alpha <= 0:
         raise UserError(
             f"`alpha`: got {alpha!r}, expected a positive finite number; 1 leaves the scale as it is"
         )
+    if not isinstance(module, nn.Module):
+        raise UserError(f"`module`: got {type(module).__name__}, expected a torch.nn.Module")
     if isinstance(module, Scaled):
         raise UserError("`module`: got a module that is scaled already; scale its `.network` instead")
     return Scaled(module, float(alpha), center)
@@ -135,3 +150,20 @@ def unscaled(module: nn.Module) -> tuple[nn.Module, float, nn.Module | None]:
     if isinstance(module, Scaled):
         return module.network, float(module.alpha), module.origin
     return module, 1.0, None
+
+
+def duplicate(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that keeps a result of its last call.
+
+    Raises:
+        UserError: if the module cannot be copied.
+    """
+    # Tensors with a graph (activations, the weight of torch.nn.utils.weight_norm) come without it.
+    kept = [v for part in module.modules() for v in vars(part).values() if isinstance(v, Tensor)]
+    memo = {id(v): v.detach().clone() for v in kept if not v.is_leaf}
+    try:
+        return copy.deepcopy(module, memo)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"`module`: cannot be copied ({str(error).splitlines()[0]}); take that out"
+        ) from error

@@ -36,7 +36,13 @@ class Teacher:
     seed: int
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """y(x)."""
+        """y(x).
+
+        Raises:
+            UserError: if the points are not in d dimensions.
+        """
+        if x.dim() != 2 or x.shape[1] != self.b.shape[1]:
+            raise UserError(f"`x`: got shape {tuple(x.shape)}, expected (n, {self.b.shape[1]})")
         return (x @ self.b.to(x).T).relu() @ self.a.to(x)
 
     def sample(self, points: int, *, seed: int) -> Split:

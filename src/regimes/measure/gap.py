@@ -6,27 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from regimes.control.scale import unscaled
-from regimes.core.derivative import call, check_names, check_separable, columns, exact, jvp
+from regimes.core.batch import Inputs, check, count, device_of
+from regimes.core.derivative import Output, call, check_names, check_separable, columns, exact, jvp
 from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.core.tree import sub, trainable
 from regimes.measure.probe import Snapshot
 
-__all__ = ["Gap", "gap", "linearized"]
+__all__ = ["Gap", "check_trees", "gap", "linearized"]
 
 Tree = Mapping[str, Tensor]
 
 
 def linearized(
     module: nn.Module,
-    x: Shaped[Tensor, "n ..."],
+    x: Inputs,
     *,
     origin: Tree,
     parameters: Tree | None = None,
+    output: Output | None = None,
 ) -> Float[Tensor, "n c"]:
     r"""F_lin(w, x) = F(w0, x) + J(w0, x) (w - w0), by one pass in forward mode.
 
@@ -35,13 +37,14 @@ def linearized(
         x: inputs.
         origin: w0 by name, as ``State.origin``.
         parameters: w by name (default: the parameters of the module), as ``State.parameters``.
+        output: what picks the outputs from what the module returns.
 
     Returns:
         (n, c), without a graph.
 
     Raises:
-        UserError: if names are missing or unknown, the inputs are empty, or the module couples samples or is
-            random.
+        UserError: if names are missing or unknown, shapes are not those of the module, the inputs are empty or not
+            finite, or the module couples samples or is random.
 
     Source: Chizat, Oyallon, Bach 2019, section 1.
 
@@ -51,12 +54,17 @@ def linearized(
     >>> torch.equal(linearized(net, x, origin=start), net(x))
     True
     """
-    start, along, _, center, alpha = _terms(module, x, origin, parameters)
+    start, along, _, center, alpha = _terms(module, x, origin, parameters, output)
     return alpha * (start - center + along)
 
 
 def gap(
-    module: nn.Module, x: Shaped[Tensor, "n ..."], *, origin: Tree, parameters: Tree | None = None
+    module: nn.Module,
+    x: Inputs,
+    *,
+    origin: Tree,
+    parameters: Tree | None = None,
+    output: Output | None = None,
 ) -> float:
     r"""The linearisation gap ||F(w, x) - F_lin(w, x)|| / ||F(w, x)||, over all samples and outputs.
 
@@ -67,6 +75,7 @@ def gap(
         x: inputs.
         origin: w0 by name, as ``State.origin``.
         parameters: w by name (default: the parameters of the module), as ``State.parameters``.
+        output: what picks the outputs from what the module returns.
 
     Returns:
         The gap; 0 at the start, where a centred network gives 0 / 0; inf if only F is 0.
@@ -80,7 +89,7 @@ def gap(
     >>> gap(net, torch.ones(3, 2), origin=dict(net.named_parameters()))
     0.0
     """
-    start, along, now, center, _ = _terms(module, x, origin, parameters)
+    start, along, now, center, _ = _terms(module, x, origin, parameters, output)
     # alpha cancels, and so does the centre above: the difference is taken between numbers of order one.
     missed = torch.linalg.vector_norm(now - start - along)
     if not along.any() and torch.equal(now, start):
@@ -89,24 +98,39 @@ def gap(
 
 
 def _terms(
-    module: nn.Module, x: Tensor, origin: Tree, parameters: Tree | None
+    module: nn.Module, x: Inputs, origin: Tree, parameters: Tree | None, output: Output | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
     """f(w0, x), J(w0, x) (w - w0), f(w, x), what F subtracts from f, and alpha."""
-    if not len(x):
-        raise UserError(f"`x`: got shape {tuple(x.shape)}, expected at least one sample, (n, ...)")
+    check(x, "x")
     given = trainable(module) if parameters is None else parameters
-    check_names(module, given)
-    check_names(module, origin)
+    check_trees(module, given, origin)
     network, alpha, frozen = unscaled(module)
     check_separable(network)
     prefix = "" if network is module else "network."
     after = {name.removeprefix(prefix): value.detach() for name, value in given.items()}
     before = {name.removeprefix(prefix): value.detach() for name, value in origin.items()}
-    with exact(x.device), torch.no_grad():
-        start, along = jvp(network, before, x, sub(after, before))
-        now = columns(call(network, after, x), len(x))
-        center = torch.zeros_like(now) if frozen is None else columns(frozen(x), len(x))
+    with exact(device_of(x)), torch.no_grad():
+        start, along = jvp(network, before, x, sub(after, before), output=output)
+        now = columns(call(network, after, x, output), count(x))
+        center = torch.zeros_like(now) if frozen is None else columns(call(frozen, {}, x, output), count(x))
     return start, along, now, center, alpha
+
+
+def check_trees(module: nn.Module, parameters: Tree, origin: Tree) -> None:
+    """Raise unless both have a value for every trainable parameter, of its shape, and of one dtype."""
+    for argument, tree in (("parameters", parameters), ("origin", origin)):
+        check_names(module, tree)
+        for name, own in module.named_parameters():
+            value = tree.get(name, own)
+            if value.shape != own.shape:
+                raise UserError(
+                    f"`{argument}`: '{name}' has shape {tuple(value.shape)}, expected {tuple(own.shape)}, as in the "
+                    "module"
+                )
+            if name in origin and value.dtype != origin[name].dtype:
+                raise UserError(
+                    f"`origin`: '{name}' is of {origin[name].dtype}, expected {value.dtype}, as in `parameters`"
+                )
 
 
 @dataclass(frozen=True, eq=False)

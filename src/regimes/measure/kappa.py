@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,8 +67,9 @@ def kappa(
 
     for which no method is sure: from a random q and u, v and q are in turn set to the best for the other two (the
     higher-order power method). The value rises at every turn and stops at a local maximum, so that each start gives
-    a lower bound. ``value`` has the largest of them; ``error`` is the standard error over the starts, 0 where all
-    find the same. It says how much the maxima scatter. It is no bound on a maximum that no start has found.
+    a lower bound. ``value`` has the largest of them; ``error`` is the standard deviation over the starts, 0 where all
+    find the same: how far a single start may be from it, not divided by their root, for a maximum is no mean. It is
+    no bound on a maximum that no start has found.
 
     A turn costs about as much as four passes forward and backward over all of x at once, and keeps the graph of
     a second derivative; a subset of the data will often do. For a ReLU D^2 h is the second derivative away from
@@ -84,12 +86,12 @@ def kappa(
         seed: of the starts.
 
     Returns:
-        kappa with its standard error.
+        kappa, with the standard deviation over the starts for its error.
 
     Raises:
         UserError: if the targets do not go with the outputs, there are too few starts, an output is not finite,
-            no output depends on a parameter, names are missing or unknown, or the module couples samples or is
-            random.
+            no output depends on a parameter, names are missing or unknown, the module couples samples or is
+            random, or an operation in it has no second derivative.
 
     Source: Chizat, Oyallon, Bach 2019, section 1.1; De Lathauwer, De Moor, Vandewalle 2000, "On the best rank-1
     and rank-(R1, ..., RN) approximation of higher-order tensors", for the power method.
@@ -99,33 +101,39 @@ def kappa(
     StochasticEstimate(value=0.0, error=0.0)
     """
     check(x, "x")
-    if isinstance(starts, bool) or not isinstance(starts, int) or starts < 2:
-        raise UserError(
-            f"`starts`: got {starts!r}, expected a whole number of at least 2; a spread needs two"
-        )
-    if not 0 < tolerance < 1:
-        raise UserError(f"`tolerance`: got {tolerance!r}, expected a number between 0 and 1, such as 1e-4")
+    _check_settings(starts, tolerance, seed)
     given = trainable(module) if parameters is None else parameters
     check_names(module, given)
     network, alpha, _ = unscaled(module)
     check_separable(network)
     prefix = "" if network is module else "network."
-    moving = {name.removeprefix(prefix): plain(given[name]) for name in trainable(module)}
-    model = _Model(network, moving, x, output)
     with exact(device_of(x)), torch.no_grad():
+        moving = {name.removeprefix(prefix): plain(given[name]) for name in trainable(module)}
+        model = _Model(network, moving, x, output)
         outputs = columns(call(module, given, x, output), count(x))
-    check_finite(outputs, "`module`: outputs", "kappa is that of a model that has not diverged")
-    distance = float(torch.linalg.vector_norm(outputs - _targets(y, outputs)))
-    slope = _first_norm(model, outputs, seed)
-    if slope == 0.0:
-        raise UserError(
-            "`module`: no output depends on a trainable parameter, so that Dh = 0 and kappa has no meaning"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    bends = [_climb(model, outputs, generator, tolerance) for _ in range(starts)]
+        check_finite(outputs, "`module`: outputs", "kappa is that of a model that has not diverged")
+        distance = float(torch.linalg.vector_norm(outputs - _targets(y, outputs)))
+        slope = _first_norm(model, outputs, seed) if moving else 0.0
+        if slope == 0.0:
+            raise UserError(
+                "`module`: no output depends on a trainable parameter, so that Dh = 0 and kappa has no meaning"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        bends = [_climb(model, outputs, generator, tolerance) for _ in range(starts)]
     factor = distance / (alpha * slope**2)
-    spread = float(np.std(bends, ddof=1)) / math.sqrt(starts)
-    return StochasticEstimate(factor * max(bends), factor * spread)
+    return StochasticEstimate(factor * max(bends), factor * float(np.std(bends, ddof=1)))
+
+
+def _check_settings(starts: Any, tolerance: Any, seed: Any) -> None:
+    """Raise unless these are settings of a search."""
+    if isinstance(starts, bool) or not isinstance(starts, int) or starts < 2:
+        raise UserError(
+            f"`starts`: got {starts!r}, expected a whole number of at least 2; a spread needs two"
+        )
+    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+        raise UserError(f"`tolerance`: got {tolerance!r}, expected a number between 0 and 1, such as 1e-4")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UserError(f"`seed`: got {seed!r}, expected a whole number of 0 or more")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +146,12 @@ class _Model:
     output: Output | None
 
 
-def _targets(y: Tensor, outputs: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+def _targets(y: Any, outputs: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """y as rows that go with the outputs."""
     n, c = outputs.shape
+    if not isinstance(y, Tensor) or y.is_complex() or not y.numel() or y.dim() not in (1, 2):
+        kind = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise UserError(f"`y`: got {kind}, expected a tensor of real numbers or classes for outputs {(n, c)}")
     if not y.is_floating_point() and (c < 2 or len(y) != n or int(y.max()) >= c):
         raise UserError(
             f"`y`: got {len(y)} class indices up to {int(y.max())} with {n} samples and {c} outputs, expected one "
@@ -209,11 +220,19 @@ def _turn(model: _Model, q: Float[Tensor, "n c"], u: Tree) -> tuple[dict[str, Te
             return dict(u), torch.zeros_like(q)
         v = {name: plain(value) / size for name, value in products.items()}
         # <H_q u, v> is linear in q, and D2h(u, v) is its slope.
-        (bent,) = torch.autograd.grad(dot(products, v), [weight], materialize_grads=True)
+        bent = _gradients(dot(products, v), {"q": weight}, graph=False)["q"]
     return v, bent
 
 
-def _gradients(value: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradient by name, with a graph."""
-    found = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
+def _gradients(value: Tensor, leaves: Mapping[str, Tensor], graph: bool = True) -> dict[str, Tensor]:
+    """The gradient by name, with a graph or without."""
+    try:
+        found = torch.autograd.grad(value, list(leaves.values()), create_graph=graph, materialize_grads=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"`module`: has an operation without a second derivative ({reason}); write it in others"
+        ) from error
     return dict(zip(leaves, found, strict=True))

@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from regimes.control.scale import unscaled
 from regimes.core.batch import Inputs, check, count, device_of, take
-from regimes.core.derivative import call, check_names, check_separable, exact
+from regimes.core.derivative import call, check_separable, exact
 from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.core.tree import trainable
+from regimes.measure.gap import check_trees
 from regimes.measure.probe import Snapshot
 
 __all__ = ["Pattern", "pattern"]
@@ -96,7 +97,8 @@ def pattern(
 
     Raises:
         UserError: if the module calls no such activation, or other ones at w than at w0; if names are missing or
-            unknown, the inputs are empty, or the module couples samples or is random.
+            unknown, shapes are not those of the module, the inputs are empty, or the module couples samples or is
+            random.
 
     Source: Chizat, Oyallon, Bach 2019, section 3.2.
 
@@ -109,8 +111,7 @@ def pattern(
     """
     check(x, "x")
     given = trainable(module) if parameters is None else parameters
-    check_names(module, given)
-    check_names(module, origin)
+    check_trees(module, given, origin)
     network = unscaled(module)[0]
     check_separable(network)
     prefix = "" if network is module else "network"

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from regimes.control.width import NTK, Law
+from regimes.core.error import UserError
 from regimes.core.layer import Conv2d, Linear, SpatialMean
-from regimes.models.mlp import check_activation, check_sizes
+from regimes.models.mlp import check_activation, check_law, check_sizes, check_start
 from regimes.models.symmetry import check_symmetric, symmetrize
 
 __all__ = ["cnn"]
@@ -45,9 +46,14 @@ def cnn(
         A ``Sequential`` from (n, channels, height, width) to (n, C).
 
     Raises:
-        UserError: if a size is below 1, the activation unknown, or the width odd where pairs are asked for.
+        UserError: if a size is below 1, law or activation are unknown, the width is odd where pairs are asked for,
+            or the seed is no whole number or the dtype no floating one.
     """
     check_sizes({"channels": channels, "width": width, "outputs": outputs, "kernel": kernel})
+    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        raise UserError(f"`padding`: got {padding!r}, expected a whole number of 0 or more")
+    check_law(law)
+    check_start(seed, dtype)
     sigma = check_activation(activation)
     check_symmetric(symmetric, width)
     generator = torch.Generator().manual_seed(seed)

@@ -56,9 +56,12 @@ def mlp(
         A ``Sequential`` from (n, d) to (n, C).
 
     Raises:
-        UserError: if a size is below 1, the activation unknown, or the width odd where pairs are asked for.
+        UserError: if a size is below 1, law or activation are unknown, the width is odd where pairs are asked for,
+            or the seed is no whole number or the dtype no floating one.
     """
     check_sizes({"inputs": inputs, "width": width, "depth": depth, "outputs": outputs})
+    check_law(law)
+    check_start(seed, dtype)
     sigma = check_activation(activation)
     check_symmetric(symmetric, width)
     generator = torch.Generator().manual_seed(seed)
@@ -95,9 +98,23 @@ def check_positive(numbers: Mapping[str, float]) -> None:
 
 def check_activation(activation: str) -> type[nn.Module]:
     """The class of the activation of that name."""
-    if activation not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise UserError(
-            f"`activation`: got '{activation}', expected one of {known}{nearest(activation, ACTIVATIONS)}"
-        )
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        known, near = ", ".join(ACTIVATIONS), nearest(str(activation), ACTIVATIONS)
+        raise UserError(f"`activation`: got {activation!r}, expected one of {known}{near}")
     return ACTIVATIONS[activation]
+
+
+def check_law(law: Law) -> None:
+    """Raise if this is no law of width."""
+    if not isinstance(law, Law):
+        raise UserError(
+            f"`law`: got {law!r}, expected a law of width such as control.NTK; control.law('ntk') finds one by name"
+        )
+
+
+def check_start(seed: int, dtype: torch.dtype) -> None:
+    """Raise if weights cannot be drawn from this seed, or in this dtype."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise UserError(f"`seed`: got {seed!r}, expected a whole number of at most 64 bits")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UserError(f"`dtype`: got {dtype!r}, expected a floating type such as torch.float64")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from regimes.core.error import UserError
 from regimes.core.layer import SpatialMean
-from regimes.models.mlp import check_positive, check_sizes
+from regimes.models.mlp import check_positive, check_sizes, check_start
+from regimes.models.symmetry import check_channels, symmetrize
 from regimes.models.xavier import Start
 
 __all__ = ["Norm", "resnet"]
@@ -27,6 +28,7 @@ def resnet(
     width_factor: float = 1.0,
     norm: Norm = "none",
     gain: float = 1.0,
+    symmetric: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> nn.Sequential:
@@ -49,6 +51,7 @@ def resnet(
         norm: "none", or "group" for a group norm after every convolution, in groups of 16 channels (one group of
             all where 16 does not divide them); the convolutions then have no biases.
         gain: what multiplies the weights of the start.
+        symmetric: start with f(w0, x) = 0 for every x, as in :func:`regimes.models.mlp`: channels come in pairs.
         seed: of the start; the same seed gives the same network.
         dtype: of the parameters. At a large output scale alpha the centred network needs float64.
 
@@ -56,7 +59,9 @@ def resnet(
         A ``Sequential`` from (n, channels, height, width) to (n, C).
 
     Raises:
-        UserError: if a size is no positive whole number, a factor not positive, or the norm unknown.
+        UserError: if a size is no positive whole number, a factor not positive, the norm unknown, a number of
+            channels or of groups is odd where pairs are asked for, or the seed is no whole number or the dtype no
+            floating one.
 
     Source: Chizat, Oyallon, Bach 2019, section 3.2; He, Zhang, Ren, Sun 2016, with the strides of the version
     for CIFAR; Wu, He 2018 (group norm).
@@ -67,20 +72,30 @@ def resnet(
         raise UserError(
             f"`norm`: got {norm!r}, expected 'none' or 'group'; batch norm would couple the samples of a batch"
         )
+    check_start(seed, dtype)
     start = Start(seed, gain, dtype)
     maps, *wider = (max(1, round(count * width_factor)) for count in _STAGES)
+    for channels_here in (maps, *wider):
+        check_channels(symmetric, channels_here, _groups(channels_here) if norm == "group" else 1)
     stem = [start.conv(channels, maps, bias=norm == "none"), _normed(maps, norm, dtype), nn.ReLU()]
     blocks = [_Block(maps, maps, 1, norm, start), _Block(maps, maps, 1, norm, start)]
     for more in wider:
         blocks += [_Block(maps, more, 2, norm, start), _Block(more, more, 1, norm, start)]
         maps = more
-    return nn.Sequential(*stem, *blocks, SpatialMean(), start.linear(maps, outputs))
+    network = nn.Sequential(*stem, *blocks, SpatialMean(), start.linear(maps, outputs))
+    if symmetric:
+        symmetrize(network)
+    return network
+
+
+def _groups(channels: int) -> int:
+    return 1 if channels % _GROUP else channels // _GROUP
 
 
 def _normed(channels: int, norm: Norm, dtype: torch.dtype) -> nn.Module:
     if norm == "none":
         return nn.Identity()
-    return nn.GroupNorm(1 if channels % _GROUP else channels // _GROUP, channels, dtype=dtype)
+    return nn.GroupNorm(_groups(channels), channels, dtype=dtype)
 
 
 class _Block(nn.Module):

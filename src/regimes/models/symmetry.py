@@ -8,7 +8,9 @@ from torch import nn
 from regimes.core.error import UserError
 from regimes.core.layer import Conv2d, Linear
 
-__all__ = ["check_symmetric", "symmetrize"]
+__all__ = ["check_channels", "check_symmetric", "symmetrize"]
+
+_LAYERS = (Linear, Conv2d, nn.Linear, nn.Conv2d)
 
 
 def check_symmetric(symmetric: bool, width: int) -> None:
@@ -20,7 +22,16 @@ def check_symmetric(symmetric: bool, width: int) -> None:
         )
 
 
-def symmetrize(network: nn.Sequential) -> None:
+def check_channels(symmetric: bool, channels: int, groups: int = 1) -> None:
+    """Raise if the channels of a symmetric network cannot be paired, or a norm would see the halves differently."""
+    if symmetric and (channels % 2 or (groups > 1 and groups % 2)):
+        raise UserError(
+            f"`width_factor`: gives {channels} channels in {groups} groups with symmetric=True, expected even numbers, "
+            "or one group: channels in pairs; change it"
+        )
+
+
+def symmetrize(network: nn.Module) -> None:
     r"""Overwrite half of the weights of a start with copies of the other half, so that f(w0, x) = 0.
 
     In blocks by the two halves of the hidden units (or channels), with every block as it was drawn:
@@ -35,11 +46,14 @@ def symmetrize(network: nn.Sequential) -> None:
     hidden layer alone would give f = 0 too, but no slope below that layer.
 
     Args:
-        network: a sequence of ``Linear`` and ``Conv2d`` of ``core`` with activations between them, of even width.
+        network: ``Linear`` and ``Conv2d`` layers, of torch or of ``core``, of even width and with equal biases; what
+            lies between them treats both halves alike. The first reads the input, the last gives the outputs.
+
+    Skip connections carry both halves from layer to layer, as they are.
 
     Source: Chizat, Oyallon, Bach 2019, section 3.1, for one hidden layer; derived here for several.
     """
-    layers = [layer for layer in network if isinstance(layer, Linear | Conv2d)]
+    layers = [layer for layer in network.modules() if isinstance(layer, _LAYERS)]
     with torch.no_grad():
         for level, layer in enumerate(layers):
             weight = layer.weight

@@ -12,7 +12,7 @@ from torch import nn
 from regimes.core.activation import ScaledTanh, Softplus
 from regimes.core.error import UserError, nearest
 from regimes.core.layer import Linear, Scaling
-from regimes.models.mlp import check_activation, check_positive, check_sizes
+from regimes.models.mlp import check_activation, check_positive, check_sizes, check_start
 from regimes.models.symmetry import check_symmetric, symmetrize
 
 __all__ = ["two_layer"]
@@ -61,8 +61,8 @@ def two_layer(
         A ``Sequential`` from (n, d) to (n, 1), whose members train as one stack.
 
     Raises:
-        UserError: if a size is below 1, tau is not positive, the scaling or the activation is unknown, or the
-            width is odd where pairs are asked for.
+        UserError: if a size is below 1, tau is not positive, the scaling or the activation is unknown, the width is
+            odd where pairs are asked for, or the seed is no whole number or the dtype no floating one.
 
     Source: Chizat, Oyallon, Bach 2019, section 3.1; figure 1 has scaling "1" and ``symmetric=True``, figure 2(a)
     the other two scalings.
@@ -74,6 +74,7 @@ def two_layer(
     """
     check_sizes({"inputs": inputs, "width": width})
     check_positive({"tau": tau})
+    check_start(seed, dtype)
     sigma = check_activation(activation)
     check_symmetric(symmetric, width)
     generator = torch.Generator().manual_seed(seed)

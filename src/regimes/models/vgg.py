@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from regimes.core.error import UserError
-from regimes.models.mlp import check_positive, check_sizes
+from regimes.models.mlp import check_positive, check_sizes, check_start
+from regimes.models.symmetry import check_channels, symmetrize
 from regimes.models.xavier import Start
 
 __all__ = ["vgg"]
@@ -24,6 +27,7 @@ def vgg(
     size: int | tuple[int, int] = 32,
     width_factor: float = 1.0,
     gain: float = 1.0,
+    symmetric: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> nn.Sequential:
@@ -42,6 +46,7 @@ def vgg(
         size: pixels of the image, one number for a square or (height, width), at least 9 a side.
         width_factor: what multiplies the channels of every convolution.
         gain: what multiplies the weights of the start.
+        symmetric: start with f(w0, x) = 0 for every x, as in :func:`regimes.models.mlp`: channels come in pairs.
         seed: of the start; the same seed gives the same network.
         dtype: of the parameters. At a large output scale alpha the centred network needs float64.
 
@@ -49,27 +54,42 @@ def vgg(
         A ``Sequential`` from (n, channels, height, width) to (n, C).
 
     Raises:
-        UserError: if a size is no positive whole number, the image is too small, or a factor is not positive.
+        UserError: if a size is no positive whole number, the image is too small, a factor is not positive, a number
+            of channels is odd where pairs are asked for, or the seed is no whole number or the dtype no floating one.
 
     Source: Chizat, Oyallon, Bach 2019, section 3.2; sizes from the authors' code, with five pools for the six in
     their list, one more than 32 x 32 pixels allow. Simonyan, Zisserman 2015, configuration A.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    check_sizes({"channels": channels, "outputs": outputs, "size": min(height, width)})
+    check_sizes({"channels": channels, "outputs": outputs})
     check_positive({"width_factor": width_factor, "gain": gain})
-    if min(height, width) < _SMALLEST:
-        raise UserError(
-            f"`size`: got {height} x {width}, expected at least {_SMALLEST} pixels a side, for the pools; "
-            "use models.cnn for smaller images"
-        )
+    check_start(seed, dtype)
+    height, width = _sides(size)
     start = Start(seed, gain, dtype)
     layers: list[nn.Module] = []
     maps = channels
     for stage in _STAGES:
         for wanted in stage:
             scaled = max(1, round(wanted * width_factor))
+            check_channels(symmetric, scaled)
             layers += [start.conv(maps, scaled), nn.ReLU()]
             maps = scaled
         layers.append(nn.MaxPool2d(2, ceil_mode=True))
         height, width = -(-height // 2), -(-width // 2)
-    return nn.Sequential(*layers, nn.Flatten(), start.linear(maps * height * width, outputs))
+    network = nn.Sequential(*layers, nn.Flatten(), start.linear(maps * height * width, outputs))
+    if symmetric:
+        symmetrize(network)
+    return network
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """Height and width of the image."""
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+        raise UserError(f"`size`: got {size!r}, expected a whole number of pixels, or (height, width)")
+    check_sizes({"size": min(sides)})
+    if min(sides) < _SMALLEST:
+        raise UserError(
+            f"`size`: got {sides[0]} x {sides[1]}, expected at least {_SMALLEST} pixels a side, for the pools; "
+            "use models.cnn for smaller images"
+        )
+    return sides

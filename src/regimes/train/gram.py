@@ -21,7 +21,12 @@ __all__ = ["RESIDUAL", "Dense", "Gram", "Operator", "Spectrum"]
 
 # A solution is as good as its residual, relative to the right-hand side.
 RESIDUAL = 1e-8
-_ADVICE = "a tangent kernel is neither: compute it in float64, for one set of points"
+# Products with an operator that is to be trusted for many more.
+_PROBES = 20
+_ADVICE = (
+    "a tangent kernel is neither: compute it for one set of points, in float64; one of less precision keeps its "
+    "dtype"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +75,10 @@ class Gram(ABC):
     device: torch.device
 
     @abstractmethod
+    def check(self) -> None:
+        """Raise if K is not symmetric or not positive semi-definite, as far as a few products tell."""
+
+    @abstractmethod
     def apply(self, u: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """K u."""
 
@@ -116,6 +125,9 @@ class Dense(Gram):
         self._precision, self._tolerance = precision, precision * max(blocks.shape[-1], 100)
         self._blocks = _symmetric(blocks, 1e3 * precision)
         self._check_positive()
+
+    def check(self) -> None:
+        """Nothing: all of it has been looked at."""
 
     def _check_positive(self) -> None:
         """Raise unless K + tolerance ||K|| has a Cholesky factor, or at least no eigenvalue below -tolerance."""
@@ -189,9 +201,11 @@ class Operator(Gram):
             raise UserError(
                 f"`kernel`: got an operator of shape {(rows, side)}, expected (n c, n c) for n = {samples} targets"
             )
+        if np.issubdtype(operator.dtype, np.complexfloating):
+            raise UserError(f"`kernel`: got an operator of {operator.dtype}, expected one of real numbers")
         self.samples, self.outputs, self.axes = samples, side // samples, 4
         self.device = torch.device("cpu")
-        self._operator = operator
+        self._operator, self._checked = operator, False
         self._precision = float(np.finfo(np.float32 if operator.dtype == np.float32 else np.float64).eps)
 
     def columns(self, u: Tensor) -> Tensor:
@@ -205,7 +219,18 @@ class Operator(Gram):
     def apply(self, u: Tensor) -> Tensor:
         """K u."""
         found = self._operator.matvec(u.reshape(-1).numpy())
-        return torch.from_numpy(np.asarray(found, dtype=np.float64)).reshape(self.samples, -1)
+        image = torch.from_numpy(np.asarray(found, dtype=np.float64)).reshape(self.samples, -1)
+        if not image.isfinite().all() and u.isfinite().all():
+            raise UserError("`kernel`: its product with finite numbers is not finite; compute it in float64")
+        return image
+
+    def check(self) -> None:
+        """Look at it once, from a random vector."""
+        if not self._checked:
+            generator = torch.Generator().manual_seed(0)
+            probe = torch.randn(self.samples, self.outputs or 1, generator=generator, dtype=torch.float64)
+            self.spectrum(probe, 0.0, _PROBES)
+            self._checked = True
 
     def spectrum(self, r: Tensor, ridge: float, products: float) -> Spectrum:
         """The Ritz values and vectors in the Krylov space of r, until (K + ridge) z = r is solved in it.

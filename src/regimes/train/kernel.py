@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from regimes.core.loss import Loss, Squared, squared
 from regimes.train.flow import Tolerance
 from regimes.train.gram import Dense, Gram, Operator
 from regimes.train.path import ClosedPath, FlowPath, KernelPath, Rule
-from regimes.train.target import as_start, as_targets
+from regimes.train.target import as_start, as_targets, check_targets
 
 __all__ = ["kernel"]
 
@@ -78,17 +80,21 @@ def kernel(
     >>> round(float(path.at(math.inf).predict(torch.tensor([[0.0, 1.0]]))), 3)
     -1.0
     """
-    _check_number("alpha", alpha, positive=True)
-    _check_number("ridge", ridge, positive=False)
-    if not max_steps >= 0:
-        raise UserError(f"`max_steps`: got {max_steps}, expected 0 or more")
+    alpha = _number("alpha", alpha, "a positive finite number", lambda value: 0 < value < math.inf)
+    ridge = _number("ridge", ridge, "a finite number of 0 or more", lambda value: 0 <= value < math.inf)
+    max_steps = _number("max_steps", max_steps, "0 or more", lambda value: value >= 0)
+    max_seconds = _number("max_seconds", max_seconds, "0 or more", lambda value: value >= 0)
+    if not isinstance(loss, Loss):
+        raise UserError(f"`loss`: got {loss!r}, expected a loss such as regimes.core.loss.squared")
+    if not isinstance(tolerance, Tolerance | None):
+        raise UserError(f"`tolerance`: got {tolerance!r}, expected a regimes.train.Tolerance")
     gram = _gram(kernel, targets)
     outputs = _outputs(gram, targets, start)
     wanted = as_targets(targets, gram.samples, outputs, loss).to(gram.device)
     zero = torch.zeros(gram.samples, outputs, dtype=torch.float64, device=gram.device)
     origin = zero if start is None else zero + as_start(start, gram.samples, outputs).to(zero)
     speed = 1 / (alpha**2 * gram.samples)
-    rule = Rule(loss, speed, float(ridge), tolerance or Tolerance(), max_steps, max_seconds)
+    rule = Rule(loss, speed, ridge, tolerance or Tolerance(), max_steps, max_seconds)
     return (ClosedPath if isinstance(loss, Squared) else FlowPath)(gram, wanted, rule, origin)
 
 
@@ -96,9 +102,7 @@ def _gram(kernel: Any, targets: Any) -> Gram:
     """The kernel, checked."""
     if not isinstance(kernel, Tensor | LinearOperator):
         raise UserError(f"`kernel`: got {type(kernel).__name__}, expected a tensor or a scipy LinearOperator")
-    if not isinstance(targets, Tensor) or targets.dim() not in (1, 2) or not targets.numel():
-        shape = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
-        raise UserError(f"`targets`: got {shape}, expected a tensor (n,) or (n, c)")
+    check_targets(targets)
     gram = Dense(kernel) if isinstance(kernel, Tensor) else Operator(kernel, len(targets))
     if len(targets) != gram.samples:
         raise UserError(
@@ -107,19 +111,21 @@ def _gram(kernel: Any, targets: Any) -> Gram:
     return gram
 
 
-def _outputs(gram: Gram, targets: Tensor, start: Tensor | None) -> int:
+def _outputs(gram: Gram, targets: Tensor, start: Any) -> int:
     """c: that of the kernel, of F0, of the targets, or the largest class and one."""
     if gram.outputs is not None:
         return gram.outputs
-    if start is not None and start.dim() == 2:
+    if isinstance(start, Tensor) and start.dim() == 2:
         return start.shape[1]
     if targets.dim() == 2:
         return targets.shape[1]
     return 1 if targets.is_floating_point() or start is not None else max(int(targets.max()) + 1, 2)
 
 
-def _check_number(name: str, value: float, *, positive: bool) -> None:
-    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not right or value < 0 or (positive and value == 0):
-        kind = "positive finite number" if positive else "finite number of 0 or more"
-        raise UserError(f"`{name}`: got {value!r}, expected a {kind}")
+def _number(name: str, value: Any, kind: str, right: Callable[[float], bool]) -> float:
+    """A setting as a number, a tensor of shape () among them."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    number = number or (isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex())
+    if not number or not right(float(value)):
+        raise UserError(f"`{name}`: got {value!r}, expected {kind}")
+    return float(value)

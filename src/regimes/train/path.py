@@ -6,13 +6,16 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from regimes.core.batch import check_finite
 from regimes.core.error import UserError
 from regimes.core.loss import Loss
 from regimes.core.state import Status
@@ -38,8 +41,8 @@ class KernelState:
         time: t, of the gradient flow, as in ``train.flow``.
         step: the number of steps taken; in closed form, of the times looked at before.
         loss: the mean of loss(F(x_i), y_i) over the training set, without the ridge.
-        status: "running", or how the training ended: "finished" (every margin met; t = inf), "stopped" (a limit),
-            "diverged".
+        status: "running", or how the training ended: "finished" (every margin met; t = inf; nothing moves any
+            more), "stopped" (a limit), "diverged".
         outputs: F on the training set, (n, c).
         coefficients: c, (n, c).
     """
@@ -50,7 +53,7 @@ class KernelState:
     status: Status
     outputs: Tensor
     coefficients: Tensor
-    _axes: int
+    _axes: int = field(repr=False)
 
     def predict(
         self,
@@ -64,15 +67,27 @@ class KernelState:
             start: F0 there, (t, c) or (t,); 0 if left out.
 
         Raises:
-            UserError: if the shapes do not go together.
+            UserError: if the shapes do not go together, or a number is not finite.
         """
+        self.check_cross(cross)
+        return self._on(cross, start)
+
+    def check_cross(self, cross: Any) -> None:
+        """Raise unless this is a kernel between some points and those of the training set."""
         samples, outputs = self.coefficients.shape
         tail = (outputs,) * (self._axes - 2)
-        if tuple(cross.shape[1:]) != (samples, *tail):
+        right = isinstance(cross, Tensor) and cross.is_floating_point()
+        if not right or tuple(cross.shape[1:]) != (samples, *tail):
+            kind = f"shape {tuple(cross.shape)}" if right else type(cross).__name__
             raise UserError(
-                f"`cross`: got shape {tuple(cross.shape)}, expected {('t', samples, *tail)} between t points and those "
-                "of the training set, reduced as the kernel was"
+                f"`cross`: got {kind}, expected {('t', samples, *tail)}, a tensor between t points and those of the "
+                "training set, reduced as the kernel was"
             )
+        check_finite(cross, "`cross`", "compute it again in float64")
+
+    def _on(self, cross: Tensor, start: Tensor | None) -> Tensor:
+        """F on other points, unchecked."""
+        outputs = self.coefficients.shape[1]
         k, c = cross.to(self.coefficients), self.coefficients
         pattern = {2: "tj,ja->ta", 3: "tja,ja->ta", 4: "tjab,jb->ta"}[self._axes]
         found = torch.einsum(pattern, k, c)
@@ -119,12 +134,13 @@ class KernelPath(ABC):
             start: F0 there.
 
         Raises:
-            UserError: if the shapes or the targets do not fit.
+            UserError: if the shapes or the targets do not fit, or a number is not finite.
         """
-        wanted = as_targets(targets, len(cross), self._start.shape[1], self._rule.loss).to(self._start.device)
         least, found = math.inf, self.at(0.0)
+        found.check_cross(cross)
+        wanted = as_targets(targets, len(cross), self._start.shape[1], self._rule.loss).to(self._start.device)
         for state in self:
-            value = mean_loss(self._rule.loss, state.predict(cross, start), wanted)
+            value = mean_loss(self._rule.loss, state._on(cross, start), wanted)
             if value < least:
                 least, found = value, state
         return found
@@ -213,11 +229,13 @@ class FlowPath(KernelPath):
         """The start, each accepted step and the end."""
         began = time.perf_counter()
         rule = self._rule
+        self._gram.check()
         front = self._front(torch.zeros_like(self._start), self._start)
         first, kept = front.size, True
         while True:
             fits = kept and self._fits(front.outputs)
-            still = rule.ridge > 0 and front.size <= _STATIONARY**2 * first
+            # A function that does not move at all is at t = inf, whatever its margins.
+            still = front.size <= (_STATIONARY**2 * first if rule.ridge > 0 else 0.0)
             lost = front.rejected >= _REJECTIONS or not math.isfinite(front.size)
             spent = front.step >= rule.max_steps or time.perf_counter() - began >= rule.max_seconds
             status = (
@@ -256,7 +274,8 @@ class FlowPath(KernelPath):
         return replace(new, dt=dt, time=old.time + old.dt, step=old.step + 1), True
 
 
-def _time(t: float) -> float:
-    if not t >= 0:
-        raise UserError(f"`t`: got {t}, expected a time from 0 to math.inf")
+def _time(t: Any) -> float:
+    number = isinstance(t, Real) and not isinstance(t, bool)
+    if not (number or (isinstance(t, Tensor) and t.dim() == 0)) or not float(t) >= 0:
+        raise UserError(f"`t`: got {t!r}, expected a time from 0 to math.inf")
     return float(t)
