@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from regimes.core.error import UserError
-from regimes.report.estimate import jackknife, mean, quantile
+from regimes.study.estimate import jackknife, mean, paired_share, quantile, share
 
 TRIALS = 600
 
@@ -76,3 +76,46 @@ def test_jackknife_covers_a_ratio(log: bool) -> None:
 def test_mistakes(call: object, word: str) -> None:
     with pytest.raises(UserError, match=word):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(0, 0, 30), (3, 0, 12), (7, 2, 40), (12, 12, 24), (5, 0, 5)])
+def test_a_paired_difference_changes_sign_with_the_pair(b: int, c: int, n: int) -> None:
+    one, other = paired_share(b, c, n), paired_share(c, b, n)
+    assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low), abs=1e-12)
+    assert -1 <= one.low <= (b - c) / n <= one.high <= 1 and one.low < one.high
+
+
+@pytest.mark.parametrize("n", [1, 20, 500])
+def test_no_difference_seen_is_not_no_difference(n: int) -> None:
+    z = float(stats.norm.ppf(0.975))
+    found = paired_share(0, 0, n)
+    assert (found.low, found.high) == pytest.approx((-(z**2) / (n + z**2), z**2 / (n + z**2)))
+
+
+def test_paired_differences_of_many_samples_are_those_of_the_normal_law() -> None:
+    n, b, c = 10**6, 30_000, 20_000
+    apart = np.repeat([1.0, -1.0, 0.0], [b, c, n - b - c])
+    found, normal = paired_share(b, c, n), mean(apart)
+    assert (found.low, found.high) == pytest.approx((normal.low, normal.high), rel=1e-3)
+
+
+@pytest.mark.parametrize(("n", "p", "q"), [(40, 0.1, 0.02), (200, 0.03, 0.03), (30, 0.3, 0.1)])
+def test_paired_differences_cover_the_truth(n: int, p: float, q: float) -> None:
+    draws = np.random.default_rng(0).multinomial(n, [p, q, 1 - p - q], size=TRIALS)
+    found = [paired_share(int(b), int(c), n) for b, c, _ in draws]
+    assert abs(np.mean([one.low <= p - q <= one.high for one in found]) - 0.95) < 0.03
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 7), (3, 40), (40, 40)])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_shares_are_scipy_s(count: int, n: int, level: float) -> None:
+    found = share(count, n, level=level)
+    theirs = stats.binomtest(count, n).proportion_ci(level, "wilson")
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_parts_that_are_more_than_the_whole_are_named() -> None:
+    with pytest.raises(UserError, match="`first`, `second`: got 3 and 2 of 4"):
+        paired_share(3, 2, 4)
+    with pytest.raises(UserError, match="`count`: got 5 of 4"):
+        share(5, 4)

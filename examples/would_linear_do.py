@@ -1,0 +1,44 @@
+"""Would a linear model do? On digits a wide network is matched by its kernel; on the product of signs it is not.
+
+python examples/would_linear_do.py
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regimes import data, models, study
+
+torch.set_num_threads(1)
+
+
+def signs(samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Points of the cube in 12 dimensions, and the product of their first two entries."""
+    x = torch.randn(samples, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sign()
+    return x, x[:, :2].prod(1)
+
+
+def digits() -> study.Comparison:
+    """Ten classes, a network of one hidden layer that is 0 at the start."""
+    found = data.load("digits", train=400, flat=True)
+    network = models.mlp(64, width=128, depth=1, outputs=10, symmetric=True)
+    part = (found.train.x, found.train.y, found.test.x, found.test.y)
+    return study.would_linear_do(network, *part, epochs=40, batch_size=25, reduce="trace")
+
+
+def product() -> study.Comparison:
+    """Two classes that no input tells alone, a narrow network with small weights."""
+    network = models.two_layer(12, 32, scaling="1", tau=0.1, symmetric=True)
+    return study.would_linear_do(network, *signs(300, 0), *signs(1000, 1), epochs=50, batch_size=20)
+
+
+def main() -> None:
+    """Both, and what they must show."""
+    easy, hard = digits(), product()
+    print(f"digits\n{easy}\n\nproduct of two signs\n{hard}")
+    assert easy.answer == "yes" and hard.answer == "no"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""The tangent kernel in a comparison: the largest eigenvalue, for the learning rate, and the linear model it solves."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from functools import reduce as fold
+from operator import add
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor, nn
+
+from regimes import control, measure, train
+from regimes.core.batch import Inputs, count, take, transform
+from regimes.core.derivative import jvp, vjp
+from regimes.core.error import UserError, nearest
+from regimes.core.loss import Squared
+from regimes.core.tree import trainable
+from regimes.study.compare.task import Fit, Part, Task, answers, attempt, pieces
+
+__all__ = ["Form", "Solver", "choose_solver", "largest", "solved"]
+
+Form = Literal["full", "trace"]
+
+# Working memory where the caller names none, bytes.
+_MEMORY = 1 << 30
+# Float64 matrices of the size of the kernel that a decomposition holds.
+_COPIES = 6
+# Samples that show the largest eigenvalue.
+_LOOK = 512
+# Lanczos: of functions exp(-K t), so many products times sqrt(lambda t) leave an error of 1e-9
+# (Hochbruck, Lubich 1997, theorem 2), and a few more for short times.
+_PRODUCTS, _FEW = 6, 30
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How the kernel is solved.
+
+    Attributes:
+        form: "full", the linearised network; "trace", one kernel (the mean over outputs) for all outputs.
+        dense: whether the kernel is formed, or only multiplied.
+        memory: bytes.
+        ridge: of the end of the training.
+    """
+
+    form: Form
+    dense: bool
+    memory: int
+    ridge: float
+
+
+def choose_solver(form: str, n: int, c: int, memory: int | None, ridge: float, validated: bool) -> Solver:
+    """Form the kernel where it fits, else multiply with it.
+
+    Raises:
+        UserError: if a setting is out of range, or the kernel has to be formed and does not fit.
+    """
+    if form not in (known := get_args(Form)):
+        raise UserError(
+            f"`reduce`: got {form!r}, expected one of {', '.join(known)}{nearest(str(form), known)}"
+        )
+    if memory is not None and not memory > 0:
+        raise UserError(f"`memory`: got {memory}, expected a positive number of bytes, or None")
+    if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < math.inf:
+        raise UserError(f"`ridge`: got {ridge!r}, expected a finite number of 0 or more")
+    room = memory or _MEMORY
+    side = n * c if form == "full" else n
+    needed = 8 * _COPIES * side**2
+    if needed > room and (form == "trace" or validated):
+        what = f"`memory`: the kernel of n = {n} samples" + (
+            f" and c = {c} outputs" if form == "full" else ""
+        )
+        way = 'give `memory`, fewer samples, or reduce="full", which is solved without forming it'
+        if validated:
+            way = "give `memory` or fewer samples" + (
+                '; reduce="trace" takes c^2 less' if form == "full" else ""
+            )
+        raise UserError(f"{what} needs {needed} bytes, got {room}; {way}")
+    return Solver("full" if form == "full" else "trace", needed <= room, room, float(ridge))
+
+
+def _by_rate(network: nn.Module) -> list[tuple[float, nn.Module]]:
+    """The network once for each rate that its law of width gives, with the parameters of that rate alone."""
+    by_name = control.rates(network)
+    values = sorted(set(by_name.values()))
+    if len(values) == 1:
+        return [(values[0], network)]
+    found = []
+    for rate in values:
+        part = copy.deepcopy(network)
+        for name, parameter in trainable(part).items():
+            parameter.requires_grad_(by_name[name] == rate)
+        found.append((rate, part))
+    return found
+
+
+def _kernel(task: Task, form: Form, x1: Inputs, x2: Inputs | None, memory: int) -> Tensor:
+    """The kernel, each layer with its rate."""
+    parts = (
+        rate * measure.ntk(part, x1, x2, reduce=form, memory=memory) for rate, part in _by_rate(task.network)
+    )
+    return fold(add, parts)
+
+
+def _operator(network: nn.Module, x: Inputs, memory: int) -> LinearOperator:
+    """The same, to multiply with."""
+    parts = [(rate, measure.ntk_operator(part, x, memory=memory)) for rate, part in _by_rate(network)]
+    if len(parts) == 1 and parts[0][0] == 1:
+        return parts[0][1]
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return np.sum([rate * operator.matvec(v) for rate, operator in parts], axis=0, dtype=v.dtype)
+
+    first = parts[0][1]
+    return LinearOperator(shape=first.shape, matvec=product, rmatvec=product, dtype=first.dtype)  # pyright: ignore[reportCallIssue]
+
+
+def largest(network: nn.Module, x: Inputs, memory: int | None = None) -> float:
+    """The largest eigenvalue of K / n on these samples, to some per cent, by power iteration."""
+    operator = _operator(network, x, memory or _MEMORY)
+    v = np.random.default_rng(0).standard_normal(operator.shape[0]).astype(operator.dtype)
+    value = before = 0.0
+    for _ in range(100):
+        v /= max(float(np.linalg.norm(v)), 1e-30)
+        image = operator.matvec(v)
+        value, v = float(np.linalg.norm(image)), image
+        if value - before <= 1e-3 * value:
+            break
+        before = value
+    return value / count(x)
+
+
+def _doubled(task: Task) -> Task:
+    """The same in float64, in which small eigenvalues are more than rounding; as it is where the module insists."""
+    network = copy.deepcopy(task.network).to(torch.float64)
+
+    def part(old: Part | None) -> Any:
+        wide = partial(transform, function=lambda v: v.double() if v.is_floating_point() else v)
+        return None if old is None else Part(wide(old.x), old.y)
+
+    try:
+        answers(network, take(part(task.train).x, slice(0, 2)))
+    except RuntimeError:
+        return task
+    return replace(
+        task, network=network, train=part(task.train), test=part(task.test), valid=part(task.valid)
+    )
+
+
+def solved(task: Task, solver: Solver, t: float) -> list[Fit]:
+    """The linear model, without steps: after the time t and at the end, or when validation data say so."""
+    began = time.perf_counter()
+    task = _doubled(task)
+    at_train, at_test = (answers(task.network, part.x) for part in (task.train, task.test))
+    x, memory = task.train.x, solver.memory
+    if solver.dense:
+        kernel, products = _kernel(task, solver.form, x, None, memory), math.inf
+    else:
+        kernel = _operator(task.network, x, memory)
+        speed = largest(task.network, take(x, slice(0, _LOOK)), memory)
+        products = math.ceil(_FEW + _PRODUCTS * math.sqrt(speed * t))
+
+    def path(ridge: float) -> train.KernelPath:
+        return train.kernel(
+            kernel, task.train.y, loss=task.loss, start=at_train, ridge=ridge, max_steps=products
+        )
+
+    flow = path(0.0)
+    shared = time.perf_counter() - began
+
+    def fit(name: str, state_of: Callable[[], train.KernelState]) -> list[Fit]:
+        began = time.perf_counter()
+        state = state_of()
+        outputs = _predict(task, solver, state, at_test)
+        seconds = shared + time.perf_counter() - began
+        return [Fit(name, "finished", seconds, state.time, state.outputs, outputs)]
+
+    def end() -> train.KernelState:
+        return (path(solver.ridge) if solver.ridge else flow).at(math.inf)
+
+    wanted: dict[str, Callable[[], train.KernelState]] = {"kernel, same time": lambda: flow.at(t)}
+    if task.valid is not None:
+        wanted = {"kernel, best time": lambda: _best(task, solver, flow)}
+    elif isinstance(task.loss, Squared):
+        wanted["kernel, to the end"] = end
+    return [each for name, state in wanted.items() for each in attempt(name, partial(fit, name, state))]
+
+
+def _best(task: Task, solver: Solver, path: train.KernelPath) -> train.KernelState:
+    """The state of the least loss on the validation data."""
+    valid = task.valid
+    assert valid is not None
+    cross = _kernel(task, solver.form, valid.x, task.train.x, solver.memory)
+    return path.best(cross, valid.y, answers(task.network, valid.x))
+
+
+def _predict(task: Task, solver: Solver, state: train.KernelState, start: Tensor) -> Tensor:
+    """F on the test points: f + J v with v = J^T c on the training points, or from the kernel between the two."""
+    test = task.test.x
+    if solver.form == "trace":
+        size = max(1, solver.memory // (32 * len(task.train)))
+        tiles = [slice(i, i + size) for i in range(0, count(test), size)]
+        return torch.cat(
+            [
+                state.predict(_kernel(task, "trace", take(test, s), task.train.x, solver.memory), start[s])
+                for s in tiles
+            ]
+        )
+    parameters, by_name = trainable(task.network), control.rates(task.network)
+    coefficients = state.coefficients.to(start)
+    moved = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    for piece in pieces(len(task.train)):
+        pulled = vjp(task.network, parameters, take(task.train.x, piece), coefficients[piece])[1]
+        moved = {name: value + by_name[name] * pulled[name] for name, value in moved.items()}
+    pushed = [jvp(task.network, parameters, take(test, piece), moved)[1] for piece in pieces(count(test))]
+    return start.double() + torch.cat(pushed).double()
