@@ -147,7 +147,7 @@ def test_what_was_not_run_is_said() -> None:
 
 def test_no_rows_no_claims() -> None:
     assert verdicts(claims, NOTHING) == []
-    assert len(figures(NOTHING)) == 5
+    assert len(figures(NOTHING)) == 6
 
 
 def test_run_study_reaches_verdicts_on_tiny_tasks(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ SEEDS = 4
 def laws_obeyed() -> pd.DataFrame:
     """Every claim of the study holds in these rows, the figures of the paper where there are some."""
     random = np.random.default_rng(0)
-    rows = [*_rates(), *_students(), *_images(), *_paths()]
+    rows = [*_rates(), *_students(), *_images(), *_paths(), *_spectra()]
     common = {"status": "finished", "step": 10}
     frame = pd.DataFrame([common | row | {"key": str(i)} for i, row in enumerate(rows)])
     for column in ("moved", "apart", "missed", "test_loss"):
@@ -72,3 +72,13 @@ def _paths() -> Iterator[dict[str, Any]]:
                    "seed": 0, "tau": tau, "step": step, "status": "finished" if step == 4 else "running",
                    "neurons": (start * tau * (1 + step)).reshape(-1).tolist(), "test_loss": 0.1,
                    "teacher": [1.0, 0.0, 0.0, -1.0] if step == 4 else None}  # fmt: skip
+
+
+def _spectra() -> Iterator[dict[str, Any]]:
+    values = 1 / np.arange(1, 51)
+    values[:10] *= 10
+    for seed in range(SEEDS):
+        for pixels in ("real", "random"):
+            yield {"run": "SpectrumRun", "seed": seed, "dataset": "digits", "model": "conv", "n": 5, "pixels": pixels,
+                   "width_factor": 1.0, "gain": 1.0, "dtype": "float64",
+                   "eigenvalues": values.tolist()}  # fmt: skip

@@ -7,10 +7,13 @@ __all__ = [
     "catalog",
     "feature_lazy",
     "feature_lazy_claims",
+    "feature_lazy_frozen",
+    "feature_lazy_frozen_claims",
     "lazy_training",
     "lazy_training_claims",
     "lazy_training_images",
     "lazy_training_runs",
+    "lazy_training_spectrum",
 ]
 
 

@@ -3,7 +3,20 @@
 import importlib
 from types import ModuleType
 
-__all__ = ["claim", "ensemble", "estimate", "figure", "figure_lazy", "fit", "page", "plane", "table"]
+__all__ = [
+    "claim",
+    "ensemble",
+    "estimate",
+    "figure",
+    "figure_frozen",
+    "figure_lazy",
+    "figure_spectrum",
+    "fit",
+    "frozen",
+    "page",
+    "plane",
+    "table",
+]
 
 
 def __getattr__(name: str) -> ModuleType:
