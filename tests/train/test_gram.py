@@ -127,3 +127,20 @@ def test_rounding_is_no_mistake() -> None:
         assert float(state.coefficients.abs().max()) < 10
     with pytest.raises(UserError, match="beyond rounding"):
         train.kernel(k - 0.01 * k.diagonal().max() * torch.eye(60), torch.ones(60))
+
+
+def test_an_operator_in_single_precision_is_solved_as_far_as_its_digits_go() -> None:
+    """Its small eigenvalues are rounding: early times need none of them, the end needs all, and says so."""
+    generator = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(120, 120, generator=generator, dtype=torch.float64))
+    values = 120 * torch.arange(1.0, 121, dtype=torch.float64) ** -3
+    k = (basis * values) @ basis.T
+    single = k.float().numpy()
+    operator = LinearOperator((120, 120), matvec=lambda v: single @ v.astype(np.float32), dtype=np.float32)  # pyright: ignore[reportCallIssue]
+    y = torch.randn(120, generator=generator, dtype=torch.float64)
+    exact, path = train.kernel(k, y), train.kernel(operator, y)
+    for t in (1.0, 10.0, 100.0):
+        here, there = exact.at(t).outputs, path.at(t).outputs
+        assert float((here - there).norm()) <= 1e-3 * float(here.norm())
+    with pytest.raises(UserError, match="double precision"):
+        path.at(math.inf)

@@ -20,7 +20,7 @@ from regimes.core.error import UserError
 from regimes.core.loss import Loss
 from regimes.core.state import Status
 from regimes.train.flow import Tolerance
-from regimes.train.gram import RESIDUAL, Dense, Gram, Spectrum
+from regimes.train.gram import Dense, Gram, Spectrum
 from regimes.train.target import as_start, as_targets, mean_loss
 
 __all__ = ["ClosedPath", "FlowPath", "KernelPath", "KernelState", "Rule"]
@@ -172,10 +172,11 @@ class ClosedPath(KernelPath):
             c = gram.solve(self._missing, ridge)  # a fraction of the cost of eigenvectors
             return self._state(t, step, status, self._targets - ridge * c, c)
         z, image, residual = self._spectrum.solution(t * self._rule.speed, ridge)
-        if residual > RESIDUAL:
+        if residual > gram.residual:
             raise UserError(
                 f"`max_steps`: {self._rule.max_steps:g} products with the operator leave a residual of {residual:.1e} "
-                f"at t = {t:g}, expected {RESIDUAL:g}; allow more, ask for an earlier time, or give a larger ridge"
+                f"at t = {t:g}, expected {gram.residual:g}; allow more, ask for an earlier time, give a larger ridge, "
+                "or an operator in double precision"
             )
         return self._state(t, step, status, self._start + gram.rows(image), gram.rows(z))
 
