@@ -72,7 +72,7 @@ def test_every_law_meets_at_the_same_x() -> None:
 
 def laws_obeyed() -> pd.DataFrame:
     frame = synthetic.study(widths=(16, 32, 64, 128, 256), exponents=np.log10(CURVE), seeds=12, noise=0.02)
-    return frame.assign(law="ntk", n=300)
+    return frame.assign(run="FlowRun", law="ntk", n=300)
 
 
 def test_claims_of_rows_that_obey_the_laws_are_reproduced() -> None:

@@ -3,6 +3,9 @@ r"""Geiger, Spigler, Jacot, Wyart: Disentangling feature and lazy training in de
 The phase diagram of lazy and feature training in (alpha, width): fully connected networks, classes by parity, gradient
 flow until every margin is met. Everything is a function of x = sqrt(h) alpha: the kernel hardly moves for large x (lazy
 training), and moves by many times itself for small x (feature training); the crossover alpha* falls like h^-1/2.
+
+In both regimes a fully connected and a convolutional network are trained once more from their frozen kernels, in
+function space: the kernel of the start makes what the lazy network is, that of the end what the feature network is.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from regimes.papers import feature_lazy_claims as claims
-from regimes.report import figure
+from regimes.papers.feature_lazy_frozen import FrozenRun, Networks
+from regimes.report import figure, figure_frozen
 from regimes.study import Option, Scale, Study, Sweep, bisection, combine, grid
 from regimes.study.flow import FlowRun
 
@@ -70,6 +74,11 @@ class Panel:
         ]
         return combine(*grids, *searches)
 
+    @property
+    def points(self) -> dict[str, Any]:
+        """What its networks are trained on, and their depth."""
+        return {name: getattr(self, name) for name in ("dataset", "depth", "pca", "n", "n_test")}
+
     def _searched(self, law: str) -> list[int]:
         """Widths whose alpha* is searched: the NTK law is that of the claims, the others need no wide ones."""
         return [h for h in self.crossover if law == "ntk" or h <= 128]
@@ -91,15 +100,7 @@ class Panel:
         )
 
     def _common(self, settings: Mapping[str, Any], law: str) -> dict[str, Any]:
-        return {
-            "dataset": self.dataset,
-            "depth": self.depth,
-            "n": self.n,
-            "n_test": self.n_test,
-            "pca": self.pca,
-            "law": law,
-            "device": settings["device"],
-        }
+        return {**self.points, "law": law, "device": settings["device"]}
 
 
 def _alpha(x: float, h: int, law: str) -> float:
@@ -142,6 +143,23 @@ PAPER = Panel(
     x=HALF_DECADES,
 )
 
+NETWORKS = {
+    "quick": Networks(width=64, n=200, n_test=1500, channels=8),
+    "small": Networks(width=64, n=192, n_test=4000, channels=8),
+    # as published in version 1; ReLU is lazy far beyond where softplus is
+    "paper": Networks(
+        width=100,
+        n=5000,
+        n_test=10_000,
+        channels=159,
+        averaged=False,
+        activation="relu",
+        tolerance=1e-4,
+        x=(0.1, 1e6),
+        fc={"dataset": "mnist", "depth": 5, "pca": 10, "n": 5000, "n_test": 10_000},
+    ),
+}
+
 
 def _panels(size: str, datasets: Sequence[str], depths: Sequence[int]) -> list[Panel]:
     """The panels of a scale; a data set or depth without one of its own takes the size of the first."""
@@ -156,7 +174,7 @@ def _panels(size: str, datasets: Sequence[str], depths: Sequence[int]) -> list[P
 
 
 def _sweep(size: str, settings: Mapping[str, Any]) -> Sweep:
-    """The sweeps of all panels; the laws are compared on the first one."""
+    """The sweeps of all panels; the laws are compared on the first one, and kernels frozen on its data."""
     chosen, laws = _resolved(settings), settings["laws"]
     panels = _panels(size, chosen["datasets"], chosen["depths"])
     if widths := settings["widths"]:
@@ -164,7 +182,8 @@ def _sweep(size: str, settings: Mapping[str, Any]) -> Sweep:
     if scales := settings["scales"]:
         panels = [replace(panel, x=scales) for panel in panels]
     first, *rest = panels
-    return combine(first.sweep(chosen, laws), *(panel.sweep(chosen, laws[:1]) for panel in rest))
+    frozen = NETWORKS[size].sweep(first.points, chosen["frozen"], chosen["device"])
+    return combine(first.sweep(chosen, laws), *(panel.sweep(chosen, laws[:1]) for panel in rest), frozen)
 
 
 Law = Literal["ntk", "standard", "mean-field", "mup"]
@@ -173,9 +192,14 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def _flows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the plane; those of networks with frozen kernels have figures of their own."""
+    return frame.loc[frame["run"] == "FlowRun"]
+
+
 def _ntk(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
     """The figure of the runs under the NTK law, in whose convention its axes are."""
-    return lambda frame: draw(frame.loc[frame["law"] == "ntk"])
+    return lambda frame: draw(_flows(frame).loc[lambda rows: rows["law"] == "ntk"])
 
 
 FIGURES = (
@@ -215,7 +239,7 @@ FIGURES = (
     (
         "crossover_by_law",
         "The crossover under other laws of width",
-        figure.crossover_by_law,
+        lambda frame: figure.crossover_by_law(_flows(frame)),
         "alpha* of each law in its own convention: NTK and standard fall like h^-1/2, mean-field and muP "
         "stay.",
     ),
@@ -243,13 +267,31 @@ FIGURES = (
         _ntk(figure.ensemble_error),
         "Test error of one network and of the average of an ensemble: the average does not depend on the width.",
     ),
+    (
+        "regime_error",
+        "A convolutional network in both regimes",
+        figure_frozen.regime_error,
+        "Test error of one network, mean over seeds with its interval, and of the average of all of them; a faint line "
+        "joins the two networks of one start.",
+    ),
+    (
+        "frozen_error",
+        "Training from a frozen kernel",
+        figure_frozen.frozen_error,
+        "Test error of networks, and of the functions that the same gradient flow makes of their tangent kernels, "
+        "frozen at the start and at the end of training; a faint line joins what belongs to one start.",
+    ),
 )
+# Figures of the networks with frozen kernels.
+FROZEN = ("regime_error", "frozen_error")
 
 
 def figures(frame: pd.DataFrame) -> list[Any]:
-    """The figures of the rows: the laws are compared where several were run."""
-    alone = frame.empty or len(set(frame["law"])) < 2
-    return [entry for entry in FIGURES if not (alone and entry[0] == "crossover_by_law")]
+    """The figures of the rows: the laws are compared where several were run, networks and their frozen kernels too."""
+    left_out = {"crossover_by_law"} if frame.empty or len(set(_flows(frame)["law"])) < 2 else set()
+    if frame.empty or FrozenRun.__name__ not in set(frame["run"]):
+        left_out |= set(FROZEN)
+    return [entry for entry in FIGURES if entry[0] not in left_out]
 
 
 STUDY = Study(
@@ -257,7 +299,7 @@ STUDY = Study(
     title="The phase diagram of lazy and feature training in scale and width",
     paper="Geiger, Spigler, Jacot, Wyart: Disentangling feature and lazy training in deep neural networks. "
     "J. Stat. Mech. 2020, arXiv:1906.08034",
-    runs=[FlowRun],
+    runs=[FlowRun, FrozenRun],
     options={
         "datasets": Option(tuple[Data, ...], ("digits",), "data sets, classes by parity"),
         "depths": Option(tuple[Count, ...], (2,), "numbers of hidden layers"),
@@ -266,24 +308,33 @@ STUDY = Study(
             ("ntk",),
             "laws of width; those after the first for alpha* on the first panel alone",
         ),
-        "widths": Option(tuple[Count, ...], (), "h; those of the scale if none is given"),
+        "widths": Option(tuple[Count, ...], (), "h of the plane; those of the scale if none is given"),
         "scales": Option(
             tuple[Positive, ...], (), "sqrt(h) alpha of the curves; those of the scale if none is given"
         ),
         "seeds": Option(Count, 3, "seeds of each point"),
         "members": Option(Count, 12, "seeds of each ensemble"),
+        "frozen": Option(
+            Annotated[int, Field(ge=0)],
+            5,
+            "seeds of the convolutional network that is trained again from frozen kernels, on the first data set; the "
+            "fully connected one has twice as many; 0: neither",
+        ),
         "device": Option(Literal["auto", "cpu", "cuda"], "auto", "where the tensors are"),
     },
     scales={
         "quick": Scale(
             lambda settings: _sweep("quick", settings),
             "2 minutes on 2 cores",
-            "digits on 10 principal components, 200 training points, two hidden layers",
+            "digits on 10 principal components, 200 training points, two hidden layers; frozen kernels of such a "
+            "network and of a convolutional one",
+            {"frozen": 3},
         ),
         "small": Scale(
             lambda settings: _sweep("small", settings),
             "30 minutes on 2 cores",
-            "MNIST on 10 principal components and Fashion-MNIST on pixels, two and three hidden layers, four laws",
+            "MNIST on 10 principal components and Fashion-MNIST on pixels, two and three hidden layers, four laws; "
+            "frozen kernels, also of a convolutional network on 14 x 14 pixels",
             {
                 "datasets": ("mnist", "fashion-mnist"),
                 "depths": (2, 3),
@@ -293,8 +344,9 @@ STUDY = Study(
         "paper": Scale(
             lambda settings: _sweep("paper", settings),
             "days on one GPU; a cluster for all of it",
-            "Fashion-MNIST, 10000 training points, three hidden layers, widths to 1000",
-            {"datasets": ("fashion-mnist",), "depths": (3,), "seeds": 10, "members": 20},
+            "Fashion-MNIST, 10000 training points, three hidden layers, widths to 1000; frozen kernels and "
+            "convolutional networks on MNIST, 5000 training points",
+            {"datasets": ("fashion-mnist",), "depths": (3,), "seeds": 10, "members": 20, "frozen": 10},
         ),
     },
     claims=claims.claims,

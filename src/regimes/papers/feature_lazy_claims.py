@@ -1,4 +1,4 @@
-"""What Geiger et al. 2020 claim (R6 to R12), each with the range set before any run."""
+"""What Geiger et al. 2020 claim (R6 to R14), each with the range set before any run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from regimes.control.width import LAWS
 from regimes.core.error import UserError
+from regimes.papers.feature_lazy_frozen_claims import frozen_claims
 from regimes.report.claim import Claim
 from regimes.report.ensemble import ensemble_error, outputs
 from regimes.report.estimate import Estimate, jackknife
@@ -25,15 +26,21 @@ Statistic = Callable[[pd.DataFrame], Estimate]
 
 
 def claims(frame: pd.DataFrame) -> list[Claim]:
-    """The claims that the rows can speak of: one set for each data set and depth, the crossover for each law."""
+    """The claims that the rows can speak of: one set for each data set and depth, the crossover for each law.
+
+    R13 and R14 are those of networks with frozen kernels, the others of the plane of width and scale.
+    """
+    if not len(frame):
+        return []
     found: list[Claim] = []
-    for name, part in panels(frame) if len(frame) else []:
+    flows = frame.loc[frame["run"] == "FlowRun"]
+    for name, part in panels(flows) if len(flows) else []:
         label = name.replace(", ", " ").replace(" = ", "=").replace(" ", "-")
         depth = int(part["depth"].iloc[0])
         for law in dict.fromkeys(part["law"]):
             found.append(_crossover(label, name, part.loc[part["law"] == law], law))
         found += _of_panel(label, name, part.loc[part["law"] == "ntk"], depth)
-    return found
+    return found + frozen_claims(frame)
 
 
 def _claim(

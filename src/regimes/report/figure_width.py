@@ -165,7 +165,7 @@ def _regimes(
                 shift = 0.97 if regime == "feature" else 1.03
                 curve(axes, shown, "width", mark, ", ".join(filter(None, (regime, word))), shift)
             x = float(rows["x"].iloc[0])
-            words.append(rf"{regime}: $\sqrt{{h}}\,\alpha$ = {_power(x)}" + _slope(rows, columns))
+            words.append(rf"{regime}: $\sqrt{{h}}\,\alpha$ = {power(x)}" + _slope(rows, columns))
         _widths(axes, part["width"], label, log_y="variance" in columns)
         if "variance" not in columns:
             axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])
@@ -182,7 +182,7 @@ def _shown(table: pd.DataFrame, column: str, factor: float) -> pd.DataFrame:
     )
 
 
-def _power(x: float) -> str:
+def power(x: float) -> str:
     """0.01 and 300 as they are, 1e5 as a power of ten."""
     if 1e-3 <= x < 1e4:
         return f"{x:g}"
