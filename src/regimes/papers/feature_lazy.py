@@ -13,16 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import Field
 
 from regimes.papers import feature_lazy_claims as claims
 from regimes.papers.feature_lazy_frozen import FrozenRun, Networks
 from regimes.report import figure, figure_frozen
 from regimes.study import Option, Scale, Study, Sweep, bisection, combine, grid
+from regimes.study.field import Count, Index, Positive
 from regimes.study.flow import FlowRun
 
 __all__ = ["STUDY", "Panel"]
@@ -188,8 +188,6 @@ def _sweep(size: str, settings: Mapping[str, Any]) -> Sweep:
 
 Law = Literal["ntk", "standard", "mean-field", "mup"]
 Data = Literal["digits", "mnist", "fashion-mnist", "emnist", "cifar-10"]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _flows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -315,7 +313,7 @@ STUDY = Study(
         "seeds": Option(Count, 3, "seeds of each point"),
         "members": Option(Count, 12, "seeds of each ensemble"),
         "frozen": Option(
-            Annotated[int, Field(ge=0)],
+            Index,
             5,
             "seeds of the convolutional network that is trained again from frozen kernels, on the first data set; the "
             "fully connected one has twice as many; 0: neither",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 from pydantic import Field, model_validator
 
 from regimes.study import Run, Sweep, combine, grid
+from regimes.study.field import Count, Index, Positive, Rows, Tick
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FrozenRun", "Networks"]
 
-Tick = Callable[[str], None]
-Rows = list[dict[str, Any]]
-Count = Annotated[int, Field(ge=1)]
 
 # The convolutions of ``models.cnn``, and their strides.
 _STRIDES = (2, 1, 2, 1)
@@ -100,9 +98,9 @@ class FrozenRun(Run):
     width: Count = 8
     kernel: Literal[3, 5] = 3
     activation: Literal["softplus", "relu"] = "softplus"
-    alpha: Annotated[float, Field(gt=0)] = 1.0
-    seed: Annotated[int, Field(ge=0)] = 0
-    tolerance: Annotated[float, Field(gt=0)] = 1e-4
+    alpha: Positive = 1.0
+    seed: Index = 0
+    tolerance: Positive = 1e-4
     max_steps: Count = 60_000
     device: Literal["cpu", "cuda"] = "cpu"
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
-from pydantic import Field
 
 from regimes.papers.lazy_training_claims import PAPER, claims
 from regimes.papers.lazy_training_images import ImageRun
@@ -21,6 +20,7 @@ from regimes.papers.lazy_training_runs import RateRun, StudentRun
 from regimes.papers.lazy_training_spectrum import SpectrumRun, spectra
 from regimes.report import figure_lazy, figure_spectrum
 from regimes.study import Option, Scale, Study, Sweep, combine, grid
+from regimes.study.field import Count, Positive
 
 __all__ = ["STUDY", "Images", "Students"]
 
@@ -280,7 +280,6 @@ def figures(frame: pd.DataFrame) -> list[Any]:
 
 
 Data = Literal["digits", "mnist", "fashion-mnist", "cifar-10"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 STUDY = Study(
     name=PAPER,
@@ -290,7 +289,7 @@ STUDY = Study(
     options={
         "datasets": Option(tuple[Data, ...], ("digits",), "data sets, all classes"),
         "alphas": Option(tuple[Positive, ...], ALPHAS, "output scales of the networks on images"),
-        "seeds": Option(Annotated[int, Field(ge=1)], 5, "seeds of each point"),
+        "seeds": Option(Count, 5, "seeds of each point"),
         "device": Option(Literal["auto", "cpu", "cuda"], "auto", "where the tensors of the networks on images are"),
     },
     scales={

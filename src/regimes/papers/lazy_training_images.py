@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from regimes.study import Run
+from regimes.study.field import Count, Index, Positive, Rows, Tick
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["ImageRun", "network_of"]
 
-Tick = Callable[[str], None]
-Rows = list[dict[str, Any]]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 # Images at a time where outputs are computed; so many carry the stability.
 _CHUNK = 500
@@ -80,7 +77,7 @@ class ImageRun(Run):
     batch_size: Count = 32
     epochs: Count = 10
     alpha: Positive = 1.0
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Index = 0
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
 from regimes.study import Run
+from regimes.study.field import Count, Index, Positive, Rows, Tick
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RateRun", "StudentRun"]
 
-Tick = Callable[[str], None]
-Rows = list[dict[str, Any]]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 # Looks at a student, evenly in the logarithm of the step.
 _LOOKS = 60
@@ -64,7 +61,7 @@ class RateRun(Run):
     horizon: Positive = 10.0
     dt: Positive = 0.05
     alpha: Positive = 1.0
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Index = 0
 
     @property
     def batch(self) -> str:
@@ -194,7 +191,7 @@ class StudentRun(Run):
     steps: Count = 5000
     linear: bool = False
     traced: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Index = 0
 
     @property
     def batch(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,15 +14,12 @@ from pydantic import Field
 
 from regimes.papers.lazy_training_images import ImageRun, network_of
 from regimes.study import Run, Sweep, combine, grid
+from regimes.study.field import Index, Positive, Rows, Tick
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Spectra", "SpectrumRun", "images_of", "spectra"]
-
-Tick = Callable[[str], None]
-Rows = list[dict[str, Any]]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class SpectrumRun(Run):
@@ -67,7 +64,7 @@ class SpectrumRun(Run):
     gain: Positive = 1.0
     n: Annotated[int, Field(ge=2)] = 100
     pixels: Literal["real", "random"] = "real"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Index = 0
     dtype: Literal["float32", "float64"] = "float64"
     device: Literal["cpu", "cuda"] = "cpu"
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
+from regimes.study.field import Count, Index, Positive, Rows, Tick
 from regimes.study.run import Run
 
 __all__ = ["FlowRun"]
-
-Tick = Callable[[str], None]
 
 
 class FlowRun(Run):
@@ -61,17 +60,17 @@ class FlowRun(Run):
     }
 
     dataset: str = "digits"
-    pca: Annotated[int, Field(ge=1)] | None = 10
+    pca: Count | None = 10
     n: Annotated[int, Field(ge=2)] = 500
-    n_test: Annotated[int, Field(ge=1)] = 1000
+    n_test: Count = 1000
     n_probe: Annotated[int, Field(ge=2)] = 256
     law: Literal["ntk", "standard", "mean-field", "mup"] = "ntk"
-    depth: Annotated[int, Field(ge=1)] = 2
-    width: Annotated[int, Field(ge=1)] = 64
-    alpha: Annotated[float, Field(gt=0)] = 1.0
-    seed: Annotated[int, Field(ge=0)] = 0
+    depth: Count = 2
+    width: Count = 64
+    alpha: Positive = 1.0
+    seed: Index = 0
     tau: Annotated[float, Field(ge=0)] = 0.0
-    max_steps: Annotated[int, Field(ge=1)] = 60_000
+    max_steps: Count = 60_000
     device: Literal["cpu", "cuda"] = "cpu"
 
     @property
@@ -96,17 +95,13 @@ class FlowRun(Run):
         return steps * (6e-5 + products / 5.5e10 + activations * 1.1e-8)
 
     @classmethod
-    def perform(
-        cls, runs: Sequence[Run], data: Path | None, tick: Tick
-    ) -> Iterator[tuple[Run, list[dict[str, Any]]]]:
+    def perform(cls, runs: Sequence[Run], data: Path | None, tick: Tick) -> Iterator[tuple[Run, Rows]]:
         """Train the members as one program; yield each with its rows when it ends."""
         members = cast("Sequence[FlowRun]", runs)
         yield from _perform(members, data, tick)
 
 
-def _perform(
-    runs: Sequence[FlowRun], data: Path | None, tick: Tick
-) -> Iterator[tuple[FlowRun, list[dict[str, Any]]]]:
+def _perform(runs: Sequence[FlowRun], data: Path | None, tick: Tick) -> Iterator[tuple[FlowRun, Rows]]:
     import torch
 
     from regimes import control, measure, models, train
@@ -140,7 +135,7 @@ def _perform(
         measure.Times(),
     ]
     began = time.perf_counter()
-    rows: dict[int, list[dict[str, Any]]] = {}
+    rows: dict[int, Rows] = {}
     for row in measure.observe(states, probes):
         run = runs[row.member]
         tick(f"{run.dataset} L={run.depth} h={run.width}: {states.running} members, step {row.step}")
