@@ -6,7 +6,9 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,8 +17,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from regimes.core.error import UserError
+from regimes.study.field import Rows, Tick
+from regimes.study.run import Run
 from regimes.study.store import Store
 from tests.study.toy import Fragile, Toy
+
+
+class Other(Run):
+    columns: ClassVar[dict[str, Any]] = {"step": int, "depth": float}
+
+    height: int
+
+    @classmethod
+    def perform(cls, runs: Sequence[Run], data: Path | None, tick: Tick) -> Iterator[tuple[Run, Rows]]:
+        for run in runs:
+            yield run, [{"step": 1, "depth": 2.0}]
+
 
 RUNS = [
     Toy(width=width, seed=seed) for width in (1, 2) for seed in range(3)
@@ -154,6 +170,22 @@ def test_rows_of_an_earlier_version_are_done_again(store: Store) -> None:
     newer = type("Toy", (Toy,), {"version": 2, "__module__": __name__})
     with pytest.warns(UserWarning, match="other run or version"):
         assert len(Store(store.out, (newer,)).tidy()) == len(RUNS)
+
+
+def test_a_study_that_is_given_another_run_class_keeps_its_rows(store: Store) -> None:
+    """Finished work is not repeated; all files can again be read as one table."""
+    before = store.frame()
+    wider = Store(store.out, (Toy, Other))
+    assert wider.finished() == store.finished() and wider.tidy() == []
+    wider.put(Other(height=1), [{"step": 1, "depth": 2.0}])
+    frame = pd.read_parquet(str(store.out) + "/rows")
+    pd.testing.assert_frame_equal(frame, wider.frame())
+    assert {str(frame[name].dtype) for name in ("width", "height", "value", "depth")} == {"float64"}
+    kept = frame.loc[frame["run"] == "Toy", before.columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, before, check_dtype=False)
+    assert frame.loc[frame["run"] == "Toy", ["height", "depth"]].isna().to_numpy().all()
+    again = Store(store.out, (Toy, Other))
+    assert again.finished() == wider.finished() and again.tidy() == []
 
 
 @pytest.mark.parametrize(

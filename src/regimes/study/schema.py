@@ -19,7 +19,7 @@ import pyarrow as pa
 from regimes.core.error import UserError, nearest
 from regimes.study.run import Run, canonical, shorten
 
-__all__ = ["schema_of", "table_of"]
+__all__ = ["conform", "schema_of", "table_of"]
 
 SCALARS = {float: pa.float64(), int: pa.int64(), bool: pa.bool_(), str: pa.string()}
 FIXED = {"key": pa.string(), "run": pa.string()}
@@ -71,6 +71,28 @@ def table_of(run: Run, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> 
         values = [row.get(name) for row in rows] if name in declared else [own.get(name)] * len(rows)
         arrays.append(pa.array([_fit(name, value, kind, type(run)) for value in values], type=kind))
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def conform(table: pa.Table, schema: pa.Schema, cls: type[Run]) -> pa.Table | None:
+    """The rows of a run as a study with these columns has them; None if they are those of another form of the run.
+
+    A study that was given another run class has columns more, which are null here, or floats for integers.
+    """
+    if table.schema.equals(schema):
+        return table
+    if not {*FIXED, *_columns(cls)} <= set(table.column_names):
+        return None
+    columns = []
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        if name not in table.column_names:
+            columns.append(pa.nulls(len(table), kind))
+            continue
+        column = table.column(name)
+        widened = pa.types.is_integer(column.type) and pa.types.is_floating(kind)
+        if column.type != kind and not widened:
+            return None
+        columns.append(column.cast(kind))
+    return pa.Table.from_arrays(columns, schema=schema.with_metadata(table.schema.metadata))
 
 
 def _columns(cls: type[Run]) -> dict[str, pa.DataType]:

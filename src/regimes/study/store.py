@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from regimes.core.error import UserError
 from regimes.study.lock import locked
 from regimes.study.run import Run
-from regimes.study.schema import schema_of, table_of
+from regimes.study.schema import conform, schema_of, table_of
 
 __all__ = ["Store"]
 
@@ -71,9 +71,7 @@ class Store:
         table = table_of(run, rows, self.schema).replace_schema_metadata(
             {"key": run.key, "class": type(run).__name__, "run": run.canonical}
         )
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, write_page_checksum=True)
-        self._replace(self._path(run.key), sink.getvalue().to_pybytes())
+        self._write(self._path(run.key), table)
 
     def finished(self) -> frozenset[str]:
         """Keys of the runs whose files are sound."""
@@ -90,18 +88,21 @@ class Store:
     def tidy(self) -> list[Path]:
         """Move what is no file of rows of this study from ``rows`` to ``aside``, with a warning.
 
-        Its run is done again. Also removes what an interrupted process left half written. To be called with
-        the lock held.
+        Its run is done again. Rows from before the study was given another run class are kept, and written again
+        with its columns. Also removes what an interrupted process left half written. To be called with the lock
+        held.
         """
         moved = []
         with self._disk():
             for left in self.out.glob(".*.partial"):
                 left.unlink(missing_ok=True)
             for path in sorted(self.rows.iterdir()) if self.rows.is_dir() else ():
-                fault = self._load(path)
-                if isinstance(fault, str):
+                found = self._load(path)
+                if isinstance(found, str):
                     moved.append(self._move(path))
-                    warnings.warn(f"{path} is {fault}: moved to {moved[-1]}", stacklevel=2)
+                    warnings.warn(f"{path} is {found}: moved to {moved[-1]}", stacklevel=2)
+                elif not pq.read_schema(path).equals(found.schema):
+                    self._write(path, found)
         return moved
 
     def write_text(self, name: str, text: str) -> Path:
@@ -128,6 +129,11 @@ class Store:
 
     def _path(self, key: str) -> Path:
         return self.rows / f"{key}.parquet"
+
+    def _write(self, path: Path, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, write_page_checksum=True)
+        self._replace(path, sink.getvalue().to_pybytes())
 
     def _replace(self, target: Path, content: bytes) -> Path:
         # beside rows, not in it: whoever reads rows at this moment must not meet half a file
@@ -170,14 +176,17 @@ class Store:
                     f"`out` is {str(self.out)!r}: {path} cannot be read (permission denied)"
                 ) from None
             return "torn or not Parquet"
-        fault = self._fault(table, path.stem)
-        if fault is not None:
-            return fault
+        table = self._sorted_out(table, path.stem)
+        if isinstance(table, str):
+            return table
         self._sound[path.name] = ((stat.st_mtime_ns, stat.st_size), table)
         return table
 
-    def _fault(self, table: pa.Table, key: str) -> str | None:
-        """What is wrong with a readable file; every part of its identity must say the same."""
+    def _sorted_out(self, table: pa.Table, key: str) -> pa.Table | str:
+        """The rows of a readable file in the columns of the study, or in words what is wrong with it.
+
+        Every part of its identity must say the same.
+        """
         metadata = table.schema.metadata or {}
         name, text = metadata.get(b"class", b"").decode(), metadata.get(b"run", b"").decode()
         if not name or not text or "key" not in table.column_names:
@@ -185,16 +194,17 @@ class Store:
         if metadata.get(b"key", b"").decode() != key or set(table.column("key").to_pylist()) != {key}:
             return "of another key than its name says"
         if not self.classes:
-            return None
+            return table
         if name not in self.classes:
             return f"of another study (run class {name})"
-        if not table.schema.equals(self.schema):
+        conformed = conform(table, self.schema, self.classes[name])
+        if conformed is None:
             return "of an earlier form of the study (other columns)"
         try:
             same = self.classes[name](**json.loads(text)["fields"]).key == key
         except (ValueError, KeyError, TypeError):
             same = False
-        return None if same else "of an earlier form of the study (other run or version)"
+        return conformed if same else "of an earlier form of the study (other run or version)"
 
     def _move(self, path: Path) -> Path:
         self.aside.mkdir(exist_ok=True)
