@@ -114,17 +114,17 @@ def columns(outputs: Any, samples: int, what: str = "`module`") -> Float[Tensor,
     return outputs if outputs.dim() == 2 else outputs[:, None]
 
 
-def check_names(module: nn.Module, parameters: Tree) -> None:
-    """Raise if a trainable parameter is missing, or if a name is none of the module's."""
+def check_names(module: nn.Module, parameters: Tree, argument: str = "parameters") -> None:
+    """Raise if a trainable parameter is missing in an argument, or if a name is none of the module's."""
     known = [name for name, _ in module.named_parameters()]
     if unknown := [name for name in parameters if name not in known]:
         raise UserError(
-            f"`parameters`: got '{unknown[0]}', expected names of module.named_parameters()"
+            f"`{argument}`: got '{unknown[0]}', expected names of module.named_parameters()"
             f"{nearest(unknown[0], known)}"
         )
     if missing := [name for name in trainable(module) if name not in parameters]:
         raise UserError(
-            f"`parameters`: '{missing[0]}' is missing, expected a value for each parameter that requires grad"
+            f"`{argument}`: '{missing[0]}' is missing, expected a value for each parameter that requires grad"
         )
 
 

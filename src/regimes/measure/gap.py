@@ -119,7 +119,7 @@ def _terms(
 def check_trees(module: nn.Module, parameters: Tree, origin: Tree) -> None:
     """Raise unless both have a value for every trainable parameter, of its shape, and of one dtype."""
     for argument, tree in (("parameters", parameters), ("origin", origin)):
-        check_names(module, tree)
+        check_names(module, tree, argument)
         for name, own in module.named_parameters():
             value = tree.get(name, own)
             if value.shape != own.shape:
