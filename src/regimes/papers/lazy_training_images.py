@@ -53,7 +53,7 @@ class ImageRun(Run):
         device: cpu or cuda.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     columns: ClassVar[Mapping[str, Any]] = {
         "status": str,
         "step": int,
@@ -102,7 +102,10 @@ def _see(run: ImageRun, directory: Path | None, tick: Tick) -> dict[str, Any]:
 
     began = time.perf_counter()
     dataset = _load(run.dataset, run.n, run.n_test, run.dtype, directory)
-    x, test = (part.x.to(run.device) for part in (dataset.train, dataset.test))
+    # Channels last, convolutions and pools take two thirds of the time.
+    x, test = (
+        part.x.to(run.device, memory_format=torch.channels_last) for part in (dataset.train, dataset.test)
+    )
     module = control.scale(network_of(run, tuple(x.shape[1:])), run.alpha).to(run.device)
     epoch = -(-run.n // min(run.batch_size, run.n))
     states = train.descent(
