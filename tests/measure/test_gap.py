@@ -95,7 +95,7 @@ def test_names_the_mistake() -> None:
     module = build("mlp")
     with pytest.raises(UserError, match="at least one sample"):
         measure.gap(module, inputs()[:0], origin=start_of(module))
-    with pytest.raises(UserError, match="`origin`: .* is missing"):
+    with pytest.raises(UserError, match=r"`origin`: .* is missing"):
         measure.gap(module, inputs(), origin={})
     with pytest.raises(UserError, match=r"`x`: \[0, 0\] is nan"):
         measure.gap(module, inputs() * math.nan, origin=start_of(module))

@@ -261,7 +261,7 @@ def test_names_the_mistake() -> None:
     origin = start_of(module)
     with pytest.raises(UserError, match="at least one sample"):
         measure.pattern(module, inputs()[:0], origin=origin)
-    with pytest.raises(UserError, match="`origin`: .* is missing"):
+    with pytest.raises(UserError, match=r"`origin`: .* is missing"):
         measure.pattern(module, inputs(), origin={})
     coupled = nn.Sequential(nn.Linear(D, 3, dtype=F64), nn.BatchNorm1d(3, dtype=F64), nn.ReLU())
     with pytest.raises(UserError, match="couples the samples"):

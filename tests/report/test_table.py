@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from regimes.core.error import UserError
-from regimes.report.estimate import array
 from regimes.report.table import ends, need, panels, read, summary, tidy, transition
+from regimes.study.estimate import array
 from tests.report import synthetic
 
 

@@ -13,9 +13,9 @@ from regimes.core.error import UserError
 from regimes.papers.feature_lazy_frozen_claims import frozen_claims
 from regimes.report.claim import Claim
 from regimes.report.ensemble import ensemble_error, outputs
-from regimes.report.estimate import Estimate, jackknife
 from regimes.report.plane import curve_law, star_law, variance_law
 from regimes.report.table import ends, ensembles, need, panels, tidy, transition
+from regimes.study.estimate import Estimate, jackknife
 
 __all__ = ["claims"]
 

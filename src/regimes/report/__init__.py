@@ -6,7 +6,6 @@ from types import ModuleType
 __all__ = [
     "claim",
     "ensemble",
-    "estimate",
     "figure",
     "figure_frozen",
     "figure_lazy",

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from regimes.core.error import UserError
-from regimes.report.estimate import Estimate
+from regimes.study.estimate import Estimate
 
 __all__ = ["VERDICTS", "Claim", "Claims", "Estimate", "dumps", "judge", "verdict", "verdicts"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from regimes.core.error import UserError
-from regimes.report.estimate import Estimate, jackknife
 from regimes.report.table import named, need
+from regimes.study.estimate import Estimate, jackknife
 
 __all__ = ["ensemble", "ensemble_error", "outputs", "single_error", "variance"]
 

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from regimes.core.error import UserError
 from regimes.report.ensemble import ensemble
-from regimes.report.estimate import array
 from regimes.report.fit import PowerLaw
 from regimes.report.plane import curve_law
 from regimes.report.style import (
@@ -27,6 +26,7 @@ from regimes.report.style import (
     subtitle,
 )
 from regimes.report.table import need, panels, summary, tidy
+from regimes.study.estimate import array
 
 __all__ = ["FEATURE", "LAZY", "fluctuation", "kernel_change", "learning_time", "test_error", "weight_change"]
 

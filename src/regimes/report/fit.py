@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from regimes.core.error import UserError
-from regimes.report.estimate import Estimate, Values, array, positive, quantile
+from regimes.study.estimate import Estimate, Values, array, positive, quantile
 
 __all__ = ["PowerLaw", "crossing", "local_exponents", "power_law"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from regimes.core.error import UserError
-from regimes.report.estimate import array
 from regimes.report.table import last, need
+from regimes.study.estimate import array
 
 __all__ = ["by_seed", "networks", "regimes"]
 

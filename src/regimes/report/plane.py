@@ -9,9 +9,9 @@ import pandas as pd
 
 from regimes.core.error import UserError
 from regimes.report.ensemble import variance
-from regimes.report.estimate import Estimate, jackknife
 from regimes.report.fit import PowerLaw, power_law
 from regimes.report.table import need
+from regimes.study.estimate import Estimate, jackknife
 
 __all__ = ["curve_law", "star_law", "variance_law"]
 

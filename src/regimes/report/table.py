@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from regimes.core.error import UserError
-from regimes.report.estimate import Values, array, mean
 from regimes.report.fit import crossing
+from regimes.study.estimate import Values, array, mean
 
 __all__ = [
     "ends",
@@ -167,7 +167,7 @@ def summary(
     """Mean of ``column`` over seeds within each group, with its interval.
 
     The seed is the unit: several rows of one seed in one group are averaged first. The interval is Student's
-    t with ``n - 1`` degrees of freedom (see :func:`regimes.report.estimate.mean`), nan where there is a
+    t with ``n - 1`` degrees of freedom (see :func:`regimes.study.estimate.mean`), nan where there is a
     single seed.
 
     Arguments:

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from regimes.study.estimate import Estimate
+from regimes.study import estimate
 from regimes.study.execute import Failure, Forecast, Interrupted, Result, forecast_study, run_study
 from regimes.study.process import keep_memory
 from regimes.study.record import read_record
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
-    "Estimate",
     "Failure",
     "Forecast",
     "Interrupted",
@@ -30,6 +29,7 @@ __all__ = [
     "Sweep",
     "bisection",
     "combine",
+    "estimate",
     "forecast_study",
     "grid",
     "keep_memory",
