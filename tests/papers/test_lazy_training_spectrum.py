@@ -154,7 +154,6 @@ def test_a_study_stores_what_the_figure_needs(tmp_path: Path) -> None:
     scale = replace(STUDY.scales["quick"], sweep=lambda _: lambda _: runs)
     study = replace(
         STUDY,
-        runs=[*STUDY.runs, SpectrumRun],
         scales={"quick": scale},
         claims=lambda _: [],
         figures=lambda _: [],
