@@ -162,7 +162,7 @@ class StudentRun(Run):
         lr: the step.
         steps: how many.
         linear: whether the linearised model is solved too.
-        traced: whether the rows hold the neurons |a_j| b_j.
+        traced: whether the rows hold the neurons :math:`|a_j| b_j`.
         seed: of teacher, points and start.
     """
 
