@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,8 @@ __all__ = ["Answer", "Comparison", "Rule", "judge"]
 Answer = Literal["yes", "no", "open"]
 
 NETWORK, START = "network", "start"
+# The width of the sentence, about that of the table.
+_COLUMNS = 110
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class Comparison:
             }
         )
         lost.index = pd.Index([f"{name} - network" for name in self.difference.index])
-        return f"{shown.to_string()}\n\n{lost.to_string()}\n\n{self.sentence}"
+        said = textwrap.fill(self.sentence, _COLUMNS)
+        return f"{shown.to_string()}\n\n{lost.to_string()}\n\n{said}"
 
 
 def judge(task: Task, fits: Sequence[Fit], rule: Rule, lr: float) -> Comparison:
