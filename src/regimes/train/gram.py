@@ -24,8 +24,8 @@ _RESIDUAL, _RESIDUAL_SINGLE = 1e-8, 3e-4
 # Products with an operator that is to be trusted for many more.
 _PROBES = 20
 _ADVICE = (
-    "a tangent kernel is neither: compute it for one set of points, in float64; one of less precision keeps its "
-    "dtype"
+    "the tangent kernel of one set of points is symmetric and positive semi-definite: compute it in float64, or give "
+    "it in the dtype it was computed in"
 )
 
 
