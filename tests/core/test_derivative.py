@@ -117,6 +117,32 @@ def test_gradients_exist_in_inference_mode() -> None:
         assert_close(vjp(module, parameters, made_inside, u)[1]["5.weight"], rows["5.weight"].sum((0, 1)))
 
 
+class Stopped(nn.Module):
+    """Takes part of itself as a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(D, 4, dtype=torch.float64), nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            gate = self.a(x).sin()
+        return self.b(self.a(x).tanh() * gate)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_jvp_has_no_tangent_where_gradients_are_off(graph: bool) -> None:
+    """J v goes with J^T u, whether or not the caller asks for gradients."""
+    module, x = Stopped(), torch.randn(3, D, dtype=torch.float64)
+    parameters = trainable(module)
+    v = {name: torch.randn_like(value) for name, value in parameters.items()}
+    u = torch.randn(3, 2, dtype=torch.float64)
+    with torch.set_grad_enabled(graph):
+        along = jvp(module, parameters, x, v)[1]
+    pulled = vjp(module, parameters, x, u)[1]
+    assert float((u * along).sum()) == pytest.approx(float(dot(pulled, v)), rel=1e-12)
+
+
 def test_jvp_without_a_forward_mode() -> None:
     module = Cubed().double()
     parameters, x = trainable(module), inputs()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-from regimes.core.derivative import load_forward_mode
+from regimes.core.derivative import Tangents, load_forward_mode
 from regimes.core.error import UserError
 
 __all__ = ["Outputs", "Route", "by_forward_mode", "by_reverse_mode", "nested", "settle", "transposed_twice"]
@@ -201,21 +199,18 @@ class _Adjoint(torch.autograd.Function):
         return None, None, None, *pulled
 
 
-class _Forward(TorchFunctionMode):
-    """Forward mode as it should be: no tangents through ``torch.no_grad``, and no products with zeros.
+class _Forward(Tangents):
+    """Forward mode as it should be, and no products with zeros.
 
-    By itself torch propagates tangents where gradients are off, so that J v would not go with J^T u; and where the
-    inputs of the first layer have no tangent it fills in zeros, and multiplies them.
+    By itself torch fills in zeros where the inputs of the first layer have no tangent, and multiplies them.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if not torch.is_grad_enabled():
-            with forward_ad._set_fwd_grad_enabled(False):
-                return func(*args, **(kwargs or {}))
-        known = func in _PRODUCTS and len(args) > 1
-        return (partial(_product, func) if known else func)(*args, **(kwargs or {}))
+        if torch.is_grad_enabled() and func in _PRODUCTS and len(args) > 1:
+            return _product(func, *args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def _product(

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
 
 from regimes.core.batch import Inputs, count, device_of, feed, take, transform
 from regimes.core.error import UserError, nearest
@@ -22,6 +24,7 @@ from regimes.core.tree import trainable
 
 __all__ = [
     "Output",
+    "Tangents",
     "bind",
     "call",
     "check_names",
@@ -188,11 +191,28 @@ def jvp(
         values = {name: fixed[name] for name in tangent}
         tangent = {name: plain(value) for name, value in tangent.items()}
         try:
-            return torch.func.jvp(outputs, (values,), (tangent,))  # pyright: ignore[reportReturnType]
+            # With gradients on, whoever calls: what the network itself does without them has no tangent.
+            with torch.enable_grad(), Tangents():
+                return torch.func.jvp(outputs, (values,), (tangent,))  # pyright: ignore[reportReturnType]
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
             return _jvp_by_vjp(module, outputs, values, tangent)
+
+
+class Tangents(TorchFunctionMode):
+    """Forward mode without tangents where gradients are off.
+
+    By itself torch propagates them through ``torch.no_grad``, so that J v would not go with J^T u.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.is_grad_enabled():
+            return func(*args, **(kwargs or {}))
+        with forward_ad._set_fwd_grad_enabled(False):
+            return func(*args, **(kwargs or {}))
 
 
 @cache
