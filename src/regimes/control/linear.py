@@ -21,7 +21,7 @@ from regimes.control.tangent import (
     transposed_twice,
 )
 from regimes.core.batch import check_finite, transform
-from regimes.core.derivative import Output, bind, check_separable, plain
+from regimes.core.derivative import Output, bind, check_separable, plain, random_state
 from regimes.core.error import UserError
 from regimes.core.tree import sub, trainable
 
@@ -158,12 +158,12 @@ class Linearized(nn.Module):
             # Of copies, for a network that overwrites its inputs.
             return self._outputs(transform(args, _copy), transform(named, _copy), parameters)
 
-        kept, random = _versions(dict(self.nonlinear.named_buffers()), anchor), _random_state()
+        kept, random = _versions(dict(self.nonlinear.named_buffers()), anchor), random_state()
         with torch.enable_grad():
             value = outputs(anchor)
         if value.device.type == "meta":  # there are no numbers to look at
             return
-        if _random_state() != random:
+        if random_state() != random:
             raise UserError("`module`: draws random numbers in its forward; call .eval(), or take them out")
         now = _versions(dict(self.nonlinear.named_buffers()), anchor)
         changed = [name for name in now if kept.get(name) != now[name]]
@@ -224,12 +224,6 @@ def _copy(tensor: Tensor) -> Tensor:
 def _versions(*trees: Tree) -> dict[str, tuple[int, int]]:
     """Which tensor each is, and how often it was written to."""
     return {name: (id(t), t._version) for tree in trees for name, t in tree.items() if not t.is_inference()}
-
-
-def _random_state() -> list[bytes]:
-    """The state of the generators that layers draw from."""
-    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])
-    return [state.numpy().tobytes() for state in states]
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -36,6 +36,7 @@ __all__ = [
     "jvp",
     "load_forward_mode",
     "plain",
+    "random_state",
     "vjp",
 ]
 
@@ -198,6 +199,12 @@ def jvp(
             raise
         except RuntimeError:
             return _jvp_by_vjp(module, outputs, values, tangent)
+
+
+def random_state() -> list[bytes]:
+    """The state of the generators that layers draw from."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])
+    return [state.numpy().tobytes() for state in states]
 
 
 class Tangents(TorchFunctionMode):

@@ -9,7 +9,7 @@ loss on a teacher of few neurons, and less accuracy on images.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pandas as pd
@@ -135,13 +135,9 @@ class Images:
             alpha=alphas,
             seed=seeds,
             dataset=dataset,
-            n=self.n,
-            n_test=self.n_test,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
             decay=_rounded(1 / 3),
             device=device,
+            **asdict(self),
         )
 
 

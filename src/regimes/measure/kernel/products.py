@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from regimes.core import batch
 from regimes.core.batch import Inputs
-from regimes.core.derivative import bind, check_separable, exact, jvp, plain
+from regimes.core.derivative import bind, check_separable, exact, jvp, plain, random_state
 from regimes.core.error import UserError
 from regimes.core.tree import dot
 from regimes.measure.kernel.network import Network
@@ -170,12 +170,12 @@ class _Examiner:
         """
         module, leaves = self._network.module, self._network.leaves()
         x = batch.transform(batch.take(self._x, torch.tensor(samples)), Tensor.clone)
-        random, buffers = _random_state(x), [(name, b, _version(b)) for name, b in module.named_buffers()]
+        random, buffers = random_state(), [(name, b, _version(b)) for name, b in module.named_buffers()]
         # Attention is written out, as in forward mode: no other path of it needs more.
         with torch.enable_grad(), bind(module, leaves), sdpa_kernel(SDPBackend.MATH), _Tally(x) as seen:
             outputs = self._network.outputs(x)
         self.bytes, self.reads = seen.bytes, self.reads or seen.reads
-        if not torch.equal(random, _random_state(x)):
+        if random_state() != random:
             raise UserError("`module`: draws random numbers in its forward; call .eval(), or take them out")
         if changed := [name for name, b, version in buffers if _version(b) != version]:
             raise UserError(f"`module`: changes '{changed[0]}' in its forward; call .eval() first")
@@ -284,13 +284,6 @@ def _unlike_the_first(x: Inputs) -> int:
     tensors = batch.tensors(x).values()
     differ = (i for i in range(1, batch.count(x)) if any(not torch.equal(t[i], t[0]) for t in tensors))
     return next(differ, batch.count(x) - 1)
-
-
-def _random_state(x: Inputs) -> Tensor:
-    """Of the generators that layers draw from."""
-    device = batch.device_of(x)
-    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return torch.cat([torch.get_rng_state(), *on_device])
 
 
 def _version(buffer: Tensor) -> int:
