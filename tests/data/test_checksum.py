@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ def sha256(data: bytes) -> str:
 
 PUBLISHED = File("file", sha256(PACKED), sha256(CONTENT))
 UNKNOWN = File("file")
+MOST = 100
 
 
 def put(path: Path, data: bytes) -> Path:
@@ -33,7 +36,7 @@ def put(path: Path, data: bytes) -> Path:
     ids=["as published", "unpacked", "packed again"],
 )
 def test_the_published_file_passes_however_it_is_packed(name: str, data: bytes, tmp_path: Path) -> None:
-    content = open_file(put(tmp_path / name, data), PUBLISHED)
+    content = open_file(put(tmp_path / name, data), PUBLISHED, MOST)
     assert (content.data, content.sha256, content.verified) == (CONTENT, sha256(data), "published")
 
 
@@ -53,19 +56,47 @@ def test_a_truncated_or_altered_file_is_refused(
 ) -> None:
     message = f"{name} is truncated or altered: sha256 expected {expected}, found {sha256(data)}; take"
     with pytest.raises(UserError, match=message):
-        open_file(put(tmp_path / name, data), PUBLISHED)
+        open_file(put(tmp_path / name, data), PUBLISHED, MOST)
 
 
 def test_without_a_known_checksum_the_file_is_taken_as_it_is(tmp_path: Path) -> None:
-    assert open_file(put(tmp_path / "file.gz", PACKED), UNKNOWN).verified == "none"
-    assert open_file(put(tmp_path / "file", CONTENT), UNKNOWN).data == CONTENT
+    assert open_file(put(tmp_path / "file.gz", PACKED), UNKNOWN, MOST).verified == "none"
+    assert open_file(put(tmp_path / "file", CONTENT), UNKNOWN, MOST).data == CONTENT
 
 
 def test_without_a_known_checksum_a_truncated_gzip_file_is_still_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"truncated or altered \(.*\): sha256 expected that of the published"
     ):
-        open_file(put(tmp_path / "file.gz", PACKED[:-5]), UNKNOWN)
+        open_file(put(tmp_path / "file.gz", PACKED[:-5]), UNKNOWN, MOST)
+
+
+@pytest.mark.parametrize("file", [PUBLISHED, UNKNOWN], ids=["known", "unknown"])
+def test_a_few_bytes_that_unpack_to_many_are_not_unpacked(
+    file: File, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    bomb = gzip.compress(bytes(50 << 20))
+    path = put(tmp_path / "file.gz", bomb)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"file\.gz holds more than the 60000 bytes of the published file"):
+        open_file(path, file, 60_000)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    record_property("bytes", most)
+    assert most < 1 << 20
+
+
+@pytest.mark.parametrize("name", ["file", "file.gz"])
+def test_a_file_that_is_too_large_is_not_read(name: str, tmp_path: Path) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(1 << 40)  # a hole: it takes no room
+    with pytest.raises(UserError, match="holds more than the 100 bytes of the published file"):
+        open_file(tmp_path / name, UNKNOWN, MOST)
+
+
+def test_a_record_that_is_no_text_records_nothing(tmp_path: Path) -> None:
+    put(tmp_path / SUMS, b"\xff\xfe\n" + bytes(range(256)))
+    assert "file" not in recorded(tmp_path)
 
 
 def test_what_a_fetch_recorded_passes_and_nothing_else(tmp_path: Path) -> None:
@@ -73,11 +104,11 @@ def test_what_a_fetch_recorded_passes_and_nothing_else(tmp_path: Path) -> None:
     put(tmp_path / SUMS, f"{sha256(other)}  file.gz\n".encode())
     assert recorded(tmp_path) == {"file.gz": sha256(other)}
     for file in (PUBLISHED, UNKNOWN):
-        assert open_file(put(tmp_path / "file.gz", other), file).verified == "fetched"
+        assert open_file(put(tmp_path / "file.gz", other), file, MOST).verified == "fetched"
         expected = file.sha256 or sha256(other)
         with pytest.raises(UserError, match=f"sha256 expected {expected}, found {sha256(other + b'.')}"):
-            open_file(put(tmp_path / "file.gz", other + b"."), file)
-    assert open_file(put(tmp_path / "file.gz", PACKED), PUBLISHED).verified == "published"
+            open_file(put(tmp_path / "file.gz", other + b"."), file, MOST)
+    assert open_file(put(tmp_path / "file.gz", PACKED), PUBLISHED, MOST).verified == "published"
 
 
 MNIST = DATASETS["mnist"]

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,41 +16,7 @@ from regimes.data.dataset import load
 from regimes.data.download import fetch, upright
 from regimes.data.idx import idx_encode
 from regimes.data.image import read
-
-
-@dataclass(frozen=True)
-class Pages:
-    """What the server answers by path, and the paths it was asked for."""
-
-    content: dict[str, bytes] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-    address: str = ""
-
-
-@pytest.fixture
-def pages() -> Iterator[Pages]:
-    """A server on this machine in the place of OpenML."""
-    content: dict[str, bytes] = {}
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            body = content.get(self.path)
-            self.send_response(200 if body is not None else 404)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, format: str, *_: object) -> None:
-            del format  # pytest's output is no place for a log
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Pages(content, asked, f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
-        thread.join()
+from tests.data.conftest import Pages
 
 
 def publish(pages: Pages, description: Description, pixels: np.ndarray, labels: np.ndarray) -> None:
@@ -237,6 +201,64 @@ def test_a_fetch_that_fails_leaves_nothing(
         "fewer": r"OpenML's copy of MNIST holds 59 images, expected 40 \+ 20",
     }[fault]
     with pytest.raises(UserError, match=message):
+        fetch("mnist", tmp_path, False, server=pages.address)
+    assert list((tmp_path / "mnist").iterdir()) == []
+
+
+def test_a_download_that_broke_goes_on_at_the_next_fetch(
+    pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    description = small("mnist", monkeypatch, 40, 20)
+    publish(pages, description, *drawn("mnist", 60, 10))
+    pages.breaks["/data/554.arff"] = [20_000, 0]
+    with pytest.raises(UserError, match="cannot be read"):
+        fetch("mnist", tmp_path, False, server=pages.address)
+    (left,) = (tmp_path / "mnist").iterdir()
+    assert left.stat().st_size == 20_000
+    fetch("mnist", tmp_path, False, server=pages.address)
+    assert pages.ranges[-1] == "bytes=20000-"
+    assert not left.exists()
+    assert read("mnist", tmp_path).verified == "fetched"
+
+
+@pytest.mark.parametrize("fault", ["gone", "cut", "renamed"])
+def test_a_bad_mirror_gives_way_to_the_next(
+    fault: str, pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    description = small("mnist", monkeypatch, 40, 20)
+    publish(pages, description, *drawn("mnist", 60, 10))
+    listing = "/api/v1/json/data/554"
+    bad = pages.content[listing]
+    bad = bad.replace(b"mnist_784", b"iris") if fault == "renamed" else bad.replace(b"554.arff", b"555.arff")
+    pages.content[f"/bad{listing}"] = b"" if fault == "gone" else bad
+    pages.content["/data/555.arff"] = b"cut"
+    fetch("mnist", tmp_path, False, server=[f"{pages.address}/bad", pages.address])
+    assert read("mnist", tmp_path).verified == "fetched"
+
+
+def test_the_failures_of_all_mirrors_are_told(pages: Pages, tmp_path: Path) -> None:
+    mirrors = [f"{pages.address}/one", f"{pages.address}/two", "http://example.org"]
+    with pytest.raises(UserError, match=r"none of 3 servers has it \(.*/one/.*404.*/two/.*404.*example.org"):
+        fetch("mnist", tmp_path, False, server=mirrors)
+
+
+def test_a_directory_that_cannot_be_written_to_is_named(pages: Pages, tmp_path: Path) -> None:
+    (tmp_path / "mnist").write_text("a file in the place of the folder")
+    with pytest.raises(UserError, match=r"`directory`: .*/mnist cannot be written to \(.*; make room"):
+        fetch("mnist", tmp_path, False, server=pages.address)
+
+
+def test_a_full_disk_is_named(pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    description = small("mnist", monkeypatch, 40, 20)
+    publish(pages, description, *drawn("mnist", 60, 10))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(
+        UserError, match=r"`directory`: .* cannot be written to \(.*No space left.*\); make room"
+    ):
         fetch("mnist", tmp_path, False, server=pages.address)
     assert list((tmp_path / "mnist").iterdir()) == []
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,13 @@ def test_another_magic_number_is_refused(head: str) -> None:
 def test_bytes_after_the_end_are_refused() -> None:
     with pytest.raises(UserError, match=r"holds 13 bytes, its header .* promises 12"):
         idx_decode(idx_encode(np.arange(4, dtype=np.uint8)) + b"x", "labels")
+
+
+@pytest.mark.parametrize(
+    "sizes", [(1 << 31, 1 << 31, 4), (1 << 16, 1 << 16, 1 << 31), (0xFFFFFFFF,) * 3, (1 << 31,)]
+)
+def test_sizes_of_any_product_are_refused(sizes: tuple[int, ...]) -> None:
+    """In 64 bits the first product is 0, and the second negative."""
+    head = bytes([0, 0, 8, len(sizes)]) + b"".join(size.to_bytes(4, "big") for size in sizes)
+    with pytest.raises(UserError, match=f"promises {len(head) + math.prod(sizes)}"):
+        idx_decode(head, "images")

@@ -128,6 +128,25 @@ def test_a_label_that_is_no_letter_is_refused(label: int, tmp_path: Path) -> Non
         read("emnist", tmp_path, "letters")
 
 
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    write_emnist(tmp_path, "letters", LETTERS, 5)
+    path = tmp_path / "emnist-letters-train-labels-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes(10 << 20)) * 10)
+    with pytest.raises(UserError, match=r"labels-idx1-ubyte\.gz holds more than the 124808 bytes"):
+        read("emnist", tmp_path, "letters")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_emnist(tmp_path, "letters", LETTERS, 5)
+
+    def refuse(*_: object) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=r"`directory`: .* cannot be read \(.*Permission denied"):
+        read("emnist", tmp_path, "letters")
+
+
 def test_images_without_their_labels_are_refused(tmp_path: Path) -> None:
     write_emnist(tmp_path, "letters", LETTERS, 5)
     write_idx(tmp_path / "emnist-letters-train-labels-idx1-ubyte.gz", LETTERS[:4])

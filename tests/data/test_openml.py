@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import numpy as np
 import pytest
 
 from regimes.core.error import UserError
-from regimes.data.openml import Listing, listing, read_arff, retrieve
+from regimes.data.openml import Listing, listing, read_arff
+from tests.data.conftest import Pages
 
 CLASSES = ("cat", "dog", "horse")
 HEADER = "% a comment\n@RELATION images\n\n@ATTRIBUTE pixel1 real\n@attribute 'pixel 2' INTEGER\n"
@@ -19,56 +19,56 @@ def arff(path: Path, rows: list[str], target: str = "@ATTRIBUTE class {0,1,2}") 
     return path
 
 
-def describe(folder: Path, **fields: str) -> str:
-    """A description where a server would give it; returns the server's address."""
-    path = folder / "api" / "v1" / "json" / "data" / "7"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"data_set_description": fields}))
-    return folder.as_uri()
+URL = "https://there/x.arff"
+LISTED = {"name": "images", "url": URL, "md5_checksum": "0a" * 16, "default_target_attribute": "class"}
 
 
-def test_the_listing_is_read(tmp_path: Path) -> None:
-    server = describe(
-        tmp_path,
-        id="7",
-        name="images",
-        url="http://there/x.arff",
-        md5_checksum="abc",
-        default_target_attribute="class",
-    )
-    assert listing(7, server) == Listing("images", "http://there/x.arff", "abc", "class")
+def describe(pages: Pages, **fields: object) -> None:
+    """A description where a server would give it."""
+    pages.content["/api/v1/json/data/7"] = json.dumps({"data_set_description": fields}).encode()
 
 
-def test_an_answer_that_is_no_listing_is_refused(tmp_path: Path) -> None:
+def test_the_listing_is_read(pages: Pages) -> None:
+    describe(pages, id="7", **LISTED)
+    assert listing(7, pages.address) == Listing("images", URL, "0a" * 16, "class")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"name": "images"}, LISTED | {"name": None}, LISTED | {"md5_checksum": "../../x"}, LISTED | {"url": 3}],
+)
+def test_an_answer_that_is_no_listing_is_refused(fields: dict[str, object], pages: Pages) -> None:
+    describe(pages, **fields)
+    with pytest.raises(UserError, match=r"`server`: .* did not describe a data set \(.*\); try again"):
+        listing(7, pages.address)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"\xff", b"[]", b"[" * 100_000, b"1" * 5_000_000, b'{"a": ' + b"1" * 5000]
+)
+def test_an_answer_that_is_no_json_is_refused(answer: bytes, pages: Pages) -> None:
+    pages.content["/api/v1/json/data/7"] = answer
+    with pytest.raises(UserError, match=r"`server`: .* did not describe a data set \(.*\); try again"):
+        listing(7, pages.address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://there/x.arff", "file:///etc/passwd", "ftp://there/x", "//there/x", "https:///x", "http://[", ""],
+)
+def test_an_address_that_is_not_https_is_refused(url: str, pages: Pages) -> None:
+    describe(pages, **LISTED | {"url": url})
     with pytest.raises(
-        UserError, match=r"`server`: .* did not describe a data set \(KeyError: 'url'\); try again"
+        UserError, match=r"`server`: the address .* came, expected one that begins with https://"
     ):
-        listing(7, describe(tmp_path, name="images"))
+        listing(7, pages.address)
 
 
-def test_no_answer_is_refused(tmp_path: Path) -> None:
+def test_no_answer_is_refused(pages: Pages) -> None:
     with pytest.raises(
         UserError, match=r"`server`: .*api/v1/json/data/7 cannot be read .*check the connection, or put"
     ):
-        listing(7, tmp_path.as_uri())
-
-
-@pytest.mark.parametrize("progress", [True, False])
-def test_what_is_retrieved_is_what_is_there(progress: bool, tmp_path: Path) -> None:
-    content = np.random.default_rng(0).bytes(3_000_000)
-    (tmp_path / "there").write_bytes(content)
-    md5 = hashlib.md5(content).hexdigest()
-    retrieve((tmp_path / "there").as_uri(), tmp_path / "here", md5, "Images", progress)
-    assert (tmp_path / "here").read_bytes() == content
-
-
-def test_another_checksum_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "there").write_bytes(b"cut")
-    found = hashlib.md5(b"cut").hexdigest()
-    with pytest.raises(
-        UserError, match=f"truncated or altered: md5 expected abc, found {found}; fetch it again"
-    ):
-        retrieve((tmp_path / "there").as_uri(), tmp_path / "here", "abc", "Images", False)
+        listing(7, pages.address)
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,10 @@ def test_other_columns_are_refused(target: str, pixels: int, tmp_path: Path) -> 
 def test_a_page_in_place_of_an_arff_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.arff").write_text("<html>Service unavailable</html>\n")
     with pytest.raises(UserError, match="has 0 columns, expected 2 pixels"):
+        read_arff(tmp_path / "x.arff", "class", CLASSES, 2)
+
+
+def test_an_attribute_without_a_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.arff").write_text("@attribute\n@attribute  \n@data\n0,1\n")
+    with pytest.raises(UserError, match="has 2 columns, expected 2 pixels and 'class'"):
         read_arff(tmp_path / "x.arff", "class", CLASSES, 2)

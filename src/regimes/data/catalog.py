@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,19 @@ class Description:
                 f"`split`: {split!r} is no split of '{self.name}' ({known}){nearest(name, self.variants)}"
             )
         return name, self.variants[name]
+
+    def sizes(self, split: str) -> list[int]:
+        """How many bytes each published file of a split holds, unpacked, in the order of ``files``.
+
+        >>> describe("mnist").sizes("")
+        [47040016, 60008, 7840016, 10008]
+        """
+        variant, pixels = self.variants[split], math.prod(self.shape)
+        if self.name == "cifar-10":  # the binary version: one byte of label, then the pixels
+            each = (variant.train + variant.test) // len(self.files)
+            return [each * (1 + pixels)] * len(self.files)
+        parts = (variant.train, variant.test)
+        return [size for count in parts for size in (16 + count * pixels, 8 + count)]
 
 
 def describe(name: str) -> Description:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from regimes.data.catalog import Description, File
 __all__ = ["SUMS", "Content", "locate", "open_file", "recorded"]
 
 SUMS = "SHA256SUMS"
+LONGEST_RECORD = 1 << 20
+LONGEST_HEAD = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -69,52 +72,57 @@ def recorded(folder: Path) -> dict[str, str]:
     path = folder / SUMS
     if not path.is_file():
         return {}
-    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
-    return {words[1].lstrip("*"): words[0] for words in lines if len(words) == 2}
+    with path.open(encoding="utf-8", errors="replace") as file:
+        lines = (line.split() for line in file.read(LONGEST_RECORD).splitlines())
+        return {words[1].lstrip("*"): words[0] for words in lines if len(words) == 2}
 
 
-def open_file(path: Path, file: File) -> Content:
+def open_file(path: Path, file: File, most: int) -> Content:
     """Read a file, packed with gzip or not, and compare it with what is known of it.
 
     A file passes if it is the published one, or if unpacked it equals the published one unpacked, or if it is
     the one a fetch has recorded in ``SHA256SUMS``. Where neither is known, only its structure can be checked.
+    No more than ``most`` bytes are unpacked, however many a few packed ones would make.
+
+    Args:
+        path: where it lies.
+        file: what is known of it.
+        most: bytes of the published file, unpacked; no file can hold more.
 
     Raises:
-        UserError: if it passes none of them, with the checksum expected and the one found.
+        UserError: if it passes none of them, with the checksum expected and the one found; if it is too large.
     """
+    packed = path.suffix == ".gz"
+    # Deflate leaves what it cannot pack as it is, with 5 bytes for every 16 KiB at most.
+    if path.stat().st_size > most + (most // 1000 + LONGEST_HEAD if packed else 0):
+        raise too_large(path, most)
     raw = path.read_bytes()
     sha256 = hashlib.sha256(raw).hexdigest()
-    packed = path.suffix == ".gz"
-    expected = file.sha256 if packed else file.content
-    if expected and sha256 == expected:
-        return Content(path.name, gunzip(raw, path, sha256) if packed else raw, sha256, "published")
     record = recorded(path.parent).get(path.name, "")
-    if sha256 == record:
-        data = gunzip(raw, path, sha256) if packed else raw
-        same = bool(file.content) and hashlib.sha256(data).hexdigest() == file.content
-        return Content(path.name, data, sha256, "published" if same else "fetched")
-    if packed and file.content and unpacks_to(raw, file.content):
-        return Content(path.name, gunzip(raw, path, sha256), sha256, "published")
-    if expected or record:
-        raise UserError(
-            f"`directory`: {path} is truncated or altered: sha256 expected {expected or record}, "
-            f"found {sha256}; take the published file again, or fetch the data set again"
-        )
-    return Content(path.name, gunzip(raw, path, sha256) if packed else raw, sha256, "none")
-
-
-def gunzip(raw: bytes, path: Path, sha256: str) -> bytes:
+    known = file.sha256 if packed else file.content
+    expected = known or record
     try:
-        return gzip.decompress(raw)
+        data = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(most + 1) if packed else raw
     except (EOFError, OSError, zlib.error) as error:
-        raise UserError(
-            f"`directory`: {path} is truncated or altered ({error}): sha256 expected that of the published "
-            f"file, found {sha256}; take the published file again"
-        ) from error
+        why = "" if expected else f" ({error})"
+        raise altered(path, why, expected or "that of the published file", sha256) from error
+    if len(data) > most:
+        raise too_large(path, most)
+    if (known and sha256 == known) or (file.content and hashlib.sha256(data).hexdigest() == file.content):
+        return Content(path.name, data, sha256, "published")
+    if expected and sha256 != record:
+        raise altered(path, "", expected, sha256)
+    return Content(path.name, data, sha256, "fetched" if record else "none")
 
 
-def unpacks_to(raw: bytes, content: str) -> bool:
-    try:
-        return hashlib.sha256(gzip.decompress(raw)).hexdigest() == content
-    except (EOFError, OSError, zlib.error):
-        return False
+def altered(path: Path, why: str, expected: str, found: str) -> UserError:
+    return UserError(
+        f"`directory`: {path} is truncated or altered{why}: sha256 expected {expected}, found {found}; "
+        "take the published file again, or fetch the data set again"
+    )
+
+
+def too_large(path: Path, most: int) -> UserError:
+    return UserError(
+        f"`directory`: {path} holds more than the {most} bytes of the published file, unpacked; take that again"
+    )

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,22 @@ from regimes.data.catalog import Description, describe, home
 from regimes.data.checksum import SUMS, locate, recorded
 from regimes.data.idx import idx_encode
 from regimes.data.image import choices, read
-from regimes.data.openml import BY_HAND, SERVER, listing, read_arff, retrieve
+from regimes.data.openml import SERVER, listing, read_arff
+from regimes.data.transfer import BY_HAND, Source, retrieve
 
 __all__ = ["fetch"]
 
+# Bytes that OpenML's copy can have: a value such as "255.0," and the lines before the first point.
+LONGEST_VALUE, LONGEST_HEADER = 8, 1 << 20
 BINARY = "cifar-10-batches-bin"
 
 
 def fetch(
-    name: str, directory: str | Path | None = None, progress: bool = True, *, server: str = SERVER
+    name: str,
+    directory: str | Path | None = None,
+    progress: bool = True,
+    *,
+    server: str | Sequence[str] = SERVER,
 ) -> list[Path]:
     """Fetch a data set from OpenML into the data directory, where :func:`regimes.data.load` reads it.
 
@@ -47,7 +55,8 @@ def fetch(
     includes another order of the images, it is kept and reported, and ``provenance["verified"]`` says
     ``"fetched"`` instead of ``"published"``. The checksums of what was written are kept beside it in
     ``SHA256SUMS`` and verified at every load. The same download gives the same bytes. Files appear under
-    their names only when complete; a fetch that is killed leaves nothing that a load would take.
+    their names only when complete; a fetch that is killed leaves nothing that a load would take. A download
+    that breaks goes on where it stopped, in the same call or the next.
 
     What a fetch cannot give: the five other splits of EMNIST (``byclass``, ``bymerge``, ``letters``,
     ``digits``, ``mnist``): take ``gzip.zip`` from the data set's page at NIST and put its
@@ -58,14 +67,15 @@ def fetch(
         name: ``mnist``, ``fashion-mnist``, ``emnist`` or ``cifar-10``.
         directory: the data directory; else ``REGIMES_DATA``; else ``~/.cache/regimes``.
         progress: whether to show a progress bar, with the time left, on standard error.
-        server: OpenML, or a mirror of it.
+        server: OpenML, or mirrors of it: each is asked until one has the data set. Its address and those it
+            leads to begin with ``https://``; on this machine ``http://`` will do.
 
     Returns:
         The files that hold the data set, whether they were there already or not.
 
     Raises:
-        UserError: if the data set is unknown or embedded, the connection fails, or a checksum or count is
-            wrong.
+        UserError: if the data set is unknown or embedded, the connection fails, a checksum or count is
+            wrong, or the directory cannot be written to.
     """
     description = describe(name)
     if description.openml is None:
@@ -75,20 +85,32 @@ def fetch(
     present = already(description, base)
     if present:
         return present
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as work:
-        file, target = obtain(description, Path(work), progress, server)
-        with Console(stderr=True, quiet=not progress).status(f"{description.title}: writing"):
-            pixels, labels = parse(description, file, target)
-            contents = encode(description, pixels, labels)
-            published = compare(description, labels, contents)
-            paths = store(contents, folder, Path(work))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths, published = build(description, folder, progress, server)
+    except OSError as error:
+        raise UserError(
+            f"`directory`: {folder} cannot be written to ({error}); make room there, or name another directory"
+        ) from error
     if not published and known(description):
         Console(stderr=True).print(
             f"{description.title}: OpenML's copy is whole, but not the published files byte for byte",
             style="yellow",
         )
     return paths
+
+
+def build(
+    description: Description, folder: Path, progress: bool, server: str | Sequence[str]
+) -> tuple[list[Path], bool]:
+    """Download, convert, compare and put into place; whether the files are the published ones."""
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as work:
+        file, target = obtain(description, folder, Path(work), progress, server)
+        with Console(stderr=True, quiet=not progress).status(f"{description.title}: writing"):
+            pixels, labels = parse(description, file, target)
+            contents = encode(description, pixels, labels)
+            published = compare(description, labels, contents)
+            return store(contents, folder, Path(work)), published
 
 
 def already(description: Description, base: Path) -> list[Path]:
@@ -100,16 +122,46 @@ def already(description: Description, base: Path) -> list[Path]:
         return []
 
 
-def obtain(description: Description, work: Path, progress: bool, server: str) -> tuple[Path, str]:
-    """OpenML's copy, downloaded, and the name of its class column."""
+def obtain(
+    description: Description, folder: Path, work: Path, progress: bool, server: str | Sequence[str]
+) -> tuple[Path, str]:
+    """OpenML's copy, downloaded from the first server that has it, and the name of its class column."""
+    servers = [server] if isinstance(server, str) else list(server)
+    failures: list[UserError] = []
+    for each in servers:
+        try:
+            return obtain_from(each, description, folder, work, progress)
+        except UserError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    told = "; ".join(str(error).removesuffix(f"; {BY_HAND}") for error in failures)
+    raise UserError(f"`server`: none of {len(servers)} servers has it ({told}); {BY_HAND}")
+
+
+def obtain_from(
+    server: str, description: Description, folder: Path, work: Path, progress: bool
+) -> tuple[Path, str]:
+    """OpenML's copy from one server. What came before the connection broke is kept, by its checksum."""
     number, name = description.openml or (0, "")
     found = listing(number, server)
     if found.name.lower() != name.lower():
         raise UserError(
             f"`name`: OpenML's data set {number} is called '{found.name}', expected '{name}'; {BY_HAND}"
         )
-    retrieve(found.url, work / "openml.arff", found.md5, description.title, progress)
-    return work / "openml.arff", found.target
+    variant = description.variants[description.fetched]
+    values = (variant.train + variant.test) * (math.prod(description.shape) + 1)
+    most = LONGEST_VALUE * values + LONGEST_HEADER
+    kept, path = folder / f".openml-{found.md5}.part", work / "openml.arff"
+    if kept.exists():
+        os.replace(kept, path)  # no other fetch writes to it now
+    try:
+        retrieve(Source(found.url, found.md5, most, description.title, server), path, progress)
+    except BaseException:
+        if path.exists():
+            os.replace(path, kept)
+        raise
+    return path, found.target
 
 
 def parse(description: Description, file: Path, target: str) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from regimes.core.error import UserError
@@ -37,7 +39,7 @@ def idx_decode(content: bytes, name: str) -> np.ndarray:
     axes = head[3]
     start = 4 + 4 * axes
     shape = tuple(int.from_bytes(content[4 + 4 * a : 8 + 4 * a], "big") for a in range(axes))
-    size = start + int(np.prod(shape, dtype=np.int64))
+    size = start + math.prod(shape)  # no product of numpy's: it wraps round
     if len(content) != size:
         raise UserError(
             f"`directory`: {name} holds {len(content)} bytes, its header {shape} promises {size}; "

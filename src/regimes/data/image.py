@@ -57,7 +57,13 @@ def read(name: str, directory: str | Path | None = None, split: str | None = Non
     """
     description = describe(name)
     variant, _ = description.variant(split)
-    return READERS[name](description, home(directory), variant)
+    base = home(directory)
+    try:
+        return READERS[name](description, base, variant)
+    except OSError as error:
+        raise UserError(
+            f"`directory`: {base} cannot be read ({error}); see to that, or name another directory"
+        ) from error
 
 
 def choices(description: Description, split: str) -> list[tuple[str, ...]]:
@@ -82,7 +88,8 @@ def read_idx(description: Description, directory: Path, split: str) -> Images:
     other = split != description.fetched
     hint = f" (a fetch gives the split '{description.fetched}' only)" if other else ""
     paths = locate(description, directory, choices(description, split), hint)
-    contents = [open_file(path, file) for path, file in zip(paths, description.files, strict=True)]
+    sizes = description.sizes(split)
+    contents = [open_file(*one) for one in zip(paths, description.files, sizes, strict=True)]
     arrays = [idx_decode(content.data, content.name) for content in contents]
     variant = description.variants[split]
     for part in (0, 2):
@@ -120,9 +127,9 @@ def check_pair(
 def read_cifar(description: Description, directory: Path, split: str) -> Images:
     paths = locate(description, directory, choices(description, split))
     pixels, labels, sums, kinds = [], [], {}, set()
-    for path, file in zip(paths, description.files, strict=True):
+    for path, file, most in zip(paths, description.files, description.sizes(split), strict=True):
         if path.suffix == ".bin":
-            image, label, sums[path.name], kind = cifar_binary(path, file)
+            image, label, sums[path.name], kind = cifar_binary(path, file, most)
         else:
             image, label, sums[path.name] = cifar_batch(path, file)
             kind = "published"

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import json
-import urllib.request
-from collections.abc import Callable, Hashable, Iterator
+import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from regimes.core.error import UserError
+from regimes.data.transfer import BY_HAND, FAILURES, ask, check_address, unreachable
 
-__all__ = ["BY_HAND", "SERVER", "Listing", "listing", "read_arff", "retrieve"]
+__all__ = ["SERVER", "Listing", "listing", "read_arff"]
 
 SERVER = "https://www.openml.org"
-TIMEOUT = 60.0  # seconds without a byte
-BLOCK = 1 << 20
-BY_HAND = "put the published files into the data directory yourself"
-FAILURES = (OSError, http.client.HTTPException)
+LONGEST_LISTING = 1 << 22  # bytes
+MD5 = "[0-9a-f]{32}"
 
 
 @dataclass(frozen=True)
@@ -47,58 +35,27 @@ def listing(number: int, server: str = SERVER) -> Listing:
     """Ask OpenML for a data set by its number (``SERVER/api/v1/json/data/NUMBER``).
 
     Raises:
-        UserError: if there is no answer, or not such an answer.
+        UserError: if there is no answer, or not such an answer, or its address is no ``https`` one.
     """
     url = f"{server}/api/v1/json/data/{number}"
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-            said = json.load(answer)["data_set_description"]
-        return Listing(said["name"], said["url"], said["md5_checksum"], said["default_target_attribute"])
+        with ask(url, server) as answer:
+            text = answer.read(LONGEST_LISTING)
     except FAILURES as error:
         raise unreachable(url, error) from error
-    except (KeyError, TypeError, ValueError) as error:
+    try:
+        said = json.loads(text)["data_set_description"]
+        names = ("name", "url", "md5_checksum", "default_target_attribute")
+        found = Listing(*(said[name] for name in names))
+        if not all(isinstance(said[name], str) for name in names) or not re.fullmatch(MD5, found.md5):
+            raise ValueError("a name, an address or a checksum is none")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"`server`: {url} did not describe a data set ({type(error).__name__}: {error}); "
             f"try again later, or {BY_HAND}"
         ) from error
-
-
-def retrieve(url: str, path: Path, md5: str, title: str, progress: bool = True) -> None:
-    """Write what is at ``url`` to ``path``, with a progress bar, and compare its md5.
-
-    Raises:
-        UserError: if the connection fails, or the checksum is another.
-    """
-    digest = hashlib.md5(usedforsecurity=False)
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, path.open("wb") as file:
-            for block in watched(
-                answer.read, int(answer.headers.get("Content-Length") or 0), title, progress
-            ):
-                digest.update(block)
-                file.write(block)
-    except FAILURES as error:
-        raise unreachable(url, error) from error
-    if digest.hexdigest() != md5:
-        raise UserError(
-            f"`name`: {url} came truncated or altered: md5 expected {md5}, found {digest.hexdigest()}; "
-            f"fetch it again, or {BY_HAND}"
-        )
-
-
-def watched(read: Callable[[int], bytes], total: int, title: str, progress: bool) -> Iterator[bytes]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not progress, transient=True
-    ) as bar:
-        task = bar.add_task(title, total=total or None)
-        while block := read(BLOCK):
-            bar.update(task, advance=len(block))
-            yield block
-
-
-def unreachable(url: str, error: Exception) -> UserError:
-    return UserError(f"`server`: {url} cannot be read ({error}); check the connection, or {BY_HAND}")
+    check_address(found.url, server)
+    return found
 
 
 def read_arff(
@@ -156,7 +113,7 @@ def header(path: Path) -> tuple[list[str], int]:
             if word.lower() == "@attribute":
                 rest = rest.strip()
                 quoted = rest[:1] in ("'", '"')
-                names.append(rest[1:].split(rest[0])[0] if quoted else rest.split()[0])
+                names.append(rest[1:].split(rest[0])[0] if quoted else rest.partition(" ")[0])
     return names, 0
 
 
