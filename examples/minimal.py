@@ -103,7 +103,7 @@ def main() -> None:
         weights, steps, time = flow(start, alpha, x[train], y[train])
         drift = float((kernel(weights, x[probe]) - k0).norm() / k0.norm())
         decision = network(weights, x[test]) - network(start, x[test])
-        error = float((decision * y[test] <= 0).double().mean())
+        error = float((~(decision * y[test] > 0)).double().mean())
         print(f"{alpha:6g}  {steps:6d}  {time:14.8g}  {drift:14.8g}  {error:10.4f}")
 
 

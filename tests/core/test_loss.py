@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regimes.core.error import UserError
 from regimes.core.loss import LOSSES, CrossEntropy, Hinge, Loss, SoftHinge, Squared, soft_hinge
 
 BINARY = [Squared(), Hinge(), SoftHinge(), SoftHinge(3.0), CrossEntropy()]
@@ -101,3 +102,14 @@ def test_bits_do_not_depend_on_the_place_of_an_entry() -> None:
 def test_losses_by_name() -> None:
     assert set(LOSSES) == {"squared", "hinge", "soft-hinge", "cross-entropy"}
     assert LOSSES["soft-hinge"] == SoftHinge(20.0) and Squared() == LOSSES["squared"]
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_targets_of_another_shape_or_kind_are_never_broadcast(loss: Loss) -> None:
+    one, three = torch.ones(5, 1), torch.ones(2, 5, 3)
+    y, classes = torch.ones(5), torch.zeros(5, dtype=torch.int64)
+    wrong = ((one, y[:, None]), (one, y[:1]), (one, classes), (three, y), (three, classes[:, None]), (y, y))
+    for outputs, targets in wrong:
+        for ask in (loss.per_sample, loss.fits):
+            with pytest.raises(UserError, match="`targets`: got torch"):
+                ask(outputs, targets)

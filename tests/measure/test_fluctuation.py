@@ -76,3 +76,5 @@ def test_names_the_mistake() -> None:
         measure.fluctuation(torch.ones(1, 3))
     with pytest.raises(UserError, match="`outputs`"):
         measure.fluctuation(torch.ones(3, 0))
+    with pytest.raises(UserError, match=r"`outputs`: \[1, 0, 0\] is nan, .* leave out members that diverged"):
+        measure.fluctuation(torch.tensor([[1.0], [math.nan]]))

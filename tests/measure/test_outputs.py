@@ -36,12 +36,23 @@ def test_what_decides_nothing_is_wrong() -> None:
 
 def test_names_the_mistake() -> None:
     error_rate = inspect.unwrap(measure.error_rate)
-    with pytest.raises(UserError, match="got 2, expected one for each of 3"):
-        error_rate(torch.ones(3), torch.ones(2))
-    with pytest.raises(UserError, match=r"use \.long"):
-        error_rate(torch.ones(3, 2), torch.ones(3))
-    with pytest.raises(UserError, match="floats -1 and"):
-        error_rate(torch.ones(3, 1), torch.ones(3).long())
+    outputs, y = torch.tensor([[2.0], [-1.0]]), torch.tensor([1.0, -1.0])
+    assert error_rate(outputs, y) == 0
+    wrong = (
+        (outputs, y[:, None], r"`targets`: got torch.float32 \(2, 1\) for .* expected \(2,\) floats -1 and"),
+        (outputs, y[:1], r"`targets`: got torch.float32 \(1,\) .* expected \(2,\) floats"),
+        (outputs, torch.tensor([1.0, 0.0]), "`targets`: got values from 0 to 1, expected -1 and .1"),
+        (outputs, y.long(), "`targets`: got torch.int64 .* expected .* floats -1 and"),
+        (outputs, [1.0, -1.0], "`targets`: got list"),
+        (torch.ones(2, 2), y, r"use \.long"),
+        (torch.ones(2, 2), torch.tensor([True, False]), "`targets`: got torch.bool"),
+        (torch.ones(2, 2), torch.tensor([0, 2]), "from 0 to 2, expected .* class indices from 0 to 1"),
+        (torch.ones(2, 2, 2), torch.tensor([0, 1]), r"`outputs`: got \(2, 2, 2\)"),
+        (torch.ones(0, 2), torch.zeros(0).long(), "at least one"),
+    )
+    for given, targets, message in wrong:
+        with pytest.raises(UserError, match=message):
+            error_rate(given, targets)
 
 
 def test_probes_read_the_state() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from regimes import measure
 from regimes.core.error import UserError
 from regimes.report.ensemble import ensemble, ensemble_error, outputs, single_error, variance
 
@@ -45,6 +47,24 @@ def test_equal_members_do_not_fluctuate() -> None:
     same = np.tile(TARGETS, (3, 1))
     assert variance(same) == 0.0
     assert single_error(same, TARGETS) == ensemble_error(same, TARGETS) == 0.0
+
+
+def test_the_variance_is_that_of_measure_for_any_number_of_outputs() -> None:
+    """Summed over outputs, averaged over samples, as both say."""
+    members = np.random.default_rng(0).normal(size=(5, 3 * 4))
+    expected = measure.fluctuation(torch.from_numpy(members).view(5, 4, 3)).variance
+    line = ensemble(frame(members, np.array([0.0, 1.0, 2.0, 0.0])), "width").iloc[0]
+    assert line["variance"] == variance(members, 4) == pytest.approx(expected)
+    assert line["variance"] == pytest.approx(3 * variance(members))
+
+
+def test_outputs_that_do_not_fit_the_targets_are_named() -> None:
+    with pytest.raises(UserError, match="`members`: got 5 outputs for 4 samples"):
+        single_error(np.ones((2, 5)), TARGETS)
+    with pytest.raises(UserError, match="`targets`: got values from 0 to 1"):
+        single_error(np.ones((2, 4)), np.array([0.0, 1.0, 1.0, 0.0]))
+    with pytest.raises(UserError, match="`targets`: got fractions"):
+        single_error(np.ones((2, 8)), TARGETS / 2)
 
 
 def test_interval_covers_the_variance() -> None:

@@ -323,6 +323,7 @@ def test_mistakes_name_the_argument() -> None:
         ("`lr`: got nan", {"lr": math.nan}),
         ("`lr`: got True", {"lr": True}),
         ("`targets`: got shape", {"targets": y[:, None]}),
+        ("`targets`: got values from 0 to 1, expected -1 and .1 for SoftHinge", {"targets": (y + 1) / 2}),
     ]
     for match, change in cases:
         arguments = {"inputs": x, "targets": y, "lr": 0.1, "steps": 5, **change}

@@ -315,6 +315,7 @@ def test_mistakes_name_the_argument() -> None:
     net = models.mlp(5, 16, 1)
     cases: list[tuple[str, dict[str, Any]]] = [
         ("`targets`: got shape", {"targets": y[:, None]}),
+        ("`targets`: got values from 0 to 1, expected -1 and .1 for SoftHinge", {"targets": (y + 1) / 2}),
         ("`inputs`, `targets`: got 20 and 19", {"targets": y[1:]}),
         ("`inputs`, `targets`: got 0 and 0", {"inputs": x[:0], "targets": y[:0]}),
         ("`inputs`: hold nan", {"inputs": x / 0}),

@@ -1,9 +1,9 @@
-"""What a network is: named parameters, layers, activations, losses, states, derivatives."""
+"""What a network is: named parameters, layers, activations, losses, decisions, states, derivatives."""
 
 import importlib
 from types import ModuleType
 
-__all__ = ["activation", "batch", "derivative", "error", "layer", "loss", "state", "tree"]
+__all__ = ["activation", "batch", "decision", "derivative", "error", "layer", "loss", "state", "tree"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from regimes.core.error import UserError
+
 __all__ = [
     "LOSSES",
     "CrossEntropy",
@@ -29,7 +31,8 @@ class Loss(ABC):
     """A loss between outputs F, (..., n, c), and targets y, (n,), sample by sample.
 
     Targets of binary tasks are -1 or +1 (floats) and c = 1; those of classification are class indices.
-    Leading axes of F are members of one batched program.
+    Leading axes of F are members of one batched program. Shapes that do not go together are a
+    :class:`~regimes.core.error.UserError`, never broadcast.
     """
 
     @abstractmethod
@@ -43,8 +46,25 @@ class Loss(ABC):
         """Whether each sample meets its margin; a run that fits every sample is finished."""
 
 
+def _is_real(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether targets are floats, for one output; else they are class indices, for several.
+
+    Raises:
+        UserError: if targets and outputs do not go together.
+    """
+    real = targets.is_floating_point()
+    if outputs.dim() < 2 or targets.shape != outputs.shape[-2:-1] or real != (outputs.shape[-1] == 1):
+        raise UserError(
+            f"`targets`: got {targets.dtype} {tuple(targets.shape)} for outputs {tuple(outputs.shape)}, expected (n,) "
+            "floats for outputs (..., n, 1), or (n,) class indices (int64) for (..., n, c)"
+        )
+    return real
+
+
 def _margin(outputs: Tensor, targets: Tensor) -> Tensor:
     """F y, (..., n), of a binary task."""
+    if not _is_real(outputs, targets):
+        raise UserError(f"`targets`: got {targets.dtype}, expected floats -1 and +1; 2.0 * y - 1 of 0 and 1")
     return outputs[..., 0] * targets
 
 
@@ -68,7 +88,7 @@ class Squared(Loss):
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Half the squared error, summed over the outputs."""
-        if targets.is_floating_point():
+        if _is_real(outputs, targets):
             return (outputs[..., 0] - targets).square() / 2
         wanted = torch.nn.functional.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
         return (outputs - wanted).square().sum(-1) / 2
@@ -112,14 +132,14 @@ class CrossEntropy(Loss):
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """-ln softmax(F)_y."""
-        if targets.is_floating_point():
+        if _is_real(outputs, targets):
             return _softplus(-_margin(outputs, targets), 1.0)
         picked = outputs.gather(-1, targets.expand(outputs.shape[:-1])[..., None])[..., 0]
         return outputs.logsumexp(-1) - picked
 
     def fits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """F y >= 1, or F_y - F_k >= 1 for every other class k."""
-        if targets.is_floating_point():
+        if _is_real(outputs, targets):
             return _margin(outputs, targets) >= 1
         index = targets.expand(outputs.shape[:-1])[..., None]
         others = outputs.scatter(-1, index, float("-inf")).amax(-1)

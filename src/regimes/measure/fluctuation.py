@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from regimes.core.batch import check_finite
+from regimes.core.decision import wrong
 from regimes.core.error import UserError
-from regimes.measure.outputs import error_rate
 
 __all__ = ["Averaging", "Fluctuation", "averaging", "fluctuation"]
 
@@ -78,7 +78,7 @@ def fluctuation(outputs: Float[Tensor, "m n"] | Float[Tensor, "m n c"]) -> Fluct
         The variance with its standard error, from the M variances that leave one member out.
 
     Raises:
-        UserError: if there are fewer than two members.
+        UserError: if there are fewer than two members, or an output is not finite.
 
     Source: Geiger et al. 2020: Var F falls like 1/h in both regimes.
 
@@ -86,6 +86,7 @@ def fluctuation(outputs: Float[Tensor, "m n"] | Float[Tensor, "m n c"]) -> Fluct
     2.0
     """
     each = _members(outputs).double()
+    check_finite(each, "`outputs`", "leave out members that diverged")
     m = len(each)
     far = (each - each.mean(0)).square().sum(-1).mean(-1)
     variance = far.sum() / (m - 1)
@@ -103,7 +104,7 @@ def averaging(
 
     Args:
         outputs: F of each member on the same n test points.
-        targets: as in :func:`error_rate`.
+        targets: as in :func:`regimes.measure.error_rate`.
 
     Returns:
         Both error rates with standard errors over members.
@@ -119,11 +120,9 @@ def averaging(
     each = _members(outputs)
     m = len(each)
     mean = each.mean(0)
-    errors = torch.tensor([error_rate(member, targets) for member in each], dtype=torch.float64)
-    ensemble = error_rate(mean, targets)
-    left = torch.tensor(
-        [error_rate((m * mean - member) / (m - 1), targets) for member in each], dtype=torch.float64
-    )
+    errors = wrong(each, targets).double().mean(-1)
+    ensemble = float(wrong(mean, targets).double().mean())
+    left = wrong((m * mean - each) / (m - 1), targets).double().mean(-1)
     single = float(errors.mean())
     return Averaging(
         single, float(errors.std()) / math.sqrt(m), ensemble, _jackknife(left), single - ensemble, m

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from regimes.core.decision import wrong
 from regimes.core.derivative import columns
 from regimes.core.error import UserError
 from regimes.core.state import State
@@ -18,38 +19,29 @@ __all__ = ["Error", "Outputs", "error_rate"]
 
 
 def error_rate(outputs: Float[Tensor, " n"] | Float[Tensor, "n c"], targets: Shaped[Tensor, " n"]) -> float:
-    """The share of samples decided wrongly: by the sign of F where targets are -1 and +1, else by its argmax.
+    """The share of samples decided wrongly: by the sign of F where targets are -1 and +1, else by its largest entry.
+
+    What is wrong is defined in :func:`regimes.core.decision.wrong`: an output that decides nothing (0, nan, a tie
+    between the largest) counts as wrong.
 
     Args:
         outputs: F, (n,) or (n, c).
-        targets: (n,), floats of a binary task or class indices. An output that decides nothing, 0 or nan,
-            counts as wrong.
+        targets: (n,), floats -1 and +1 of a binary task, or class indices.
 
     Returns:
         A number from 0 to 1.
 
     Raises:
-        UserError: if the sizes do not go together.
+        UserError: if outputs or targets have another shape, or targets of another kind.
 
     >>> error_rate(torch.tensor([0.3, -2.0]), torch.tensor([1.0, 1.0]))
     0.5
     """
-    if len(outputs) != len(targets) or not len(targets):
-        raise UserError(
-            f"`targets`: got {len(targets)}, expected one for each of {len(outputs)} outputs, at least one"
-        )
+    if not isinstance(outputs, Tensor) or outputs.dim() not in (1, 2):
+        came = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UserError(f"`outputs`: got {came}, expected a tensor (n,) or (n, c)")
     scores = outputs if outputs.dim() == 2 else outputs[:, None]
-    if targets.is_floating_point():
-        if scores.shape[1] != 1:
-            raise UserError(
-                f"`targets`: got floats with {scores.shape[1]} outputs, expected class indices; use .long()"
-            )
-        wrong = ~(scores[:, 0] * targets > 0)
-    else:
-        if scores.shape[1] < 2:
-            raise UserError("`targets`: got class indices with one output, expected floats -1 and +1")
-        wrong = (scores.argmax(1) != targets) | scores.isnan().any(1)
-    return float(wrong.double().mean())
+    return float(wrong(scores, targets).double().mean())
 
 
 def _outputs(state: State, inputs: Tensor) -> Tensor:

@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
+from regimes import measure
+from regimes.core.decision import wrong
 from regimes.core.error import UserError
 from regimes.report.table import named, need
 from regimes.study.estimate import Estimate, jackknife
@@ -35,34 +39,60 @@ def outputs(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.asarray(row, dtype=np.float64) for row in found["test_outputs"]]), targets
 
 
-def variance(members: Members) -> float:
-    r"""Spread of the function over ``m`` members, summed over outputs:
+def variance(members: Members, samples: int | None = None) -> float:
+    r"""Spread of the function over ``m`` members, summed over outputs and averaged over samples:
 
-    .. math:: \mathrm{Var} F = \frac{1}{m - 1} \sum_i \operatorname{mean}_x \big(F_i(x) - \bar F(x)\big)^2
+    .. math:: \mathrm{Var} F = \frac{1}{m - 1} \sum_i \operatorname{mean}_x \big\|F_i(x) - \bar F(x)\big\|^2
+
+    as :func:`regimes.measure.fluctuation` has it; nan of one member.
+
+    Arguments:
+        members: their outputs.
+        samples: n, the test points (default: one for each number, of a network with one output).
+
+    Raises:
+        UserError: if the numbers are not finite, or not as many for each sample.
 
     >>> variance([np.array([1.0, 1.0]), np.array([3.0, 1.0])])
     1.0
+    >>> variance([np.array([1.0, 1.0]), np.array([3.0, 1.0])], samples=1)
+    2.0
     """
-    stack = np.stack(list(members))
-    return float(np.var(stack, axis=0, ddof=1).mean()) if len(stack) > 1 else float("nan")
+    stack = _by_sample(members, samples)
+    return measure.fluctuation(stack).variance if len(stack) > 1 else float("nan")
 
 
-def _wrong(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """(..., n) whether the decision is wrong: by the sign for targets +-1, else by the largest output."""
-    if values.shape[-1] == len(targets):
-        return values * targets <= 0
-    classes = values.reshape(*values.shape[:-1], len(targets), -1)
-    return classes.argmax(-1) != targets.astype(int)
+def _by_sample(members: Members, samples: int | None) -> Tensor:
+    """(m, n, c): the numbers of each member, sample by sample."""
+    stack = torch.from_numpy(np.stack([np.asarray(row, dtype=np.float64) for row in members]))
+    numbers = stack.shape[1]
+    n = numbers if samples is None else samples
+    if n < 1 or numbers % n:
+        raise UserError(
+            f"`members`: got {numbers} outputs for {n} samples, expected as many outputs for each sample"
+        )
+    return stack.reshape(len(stack), n, numbers // n)
+
+
+def _decided(members: Members, targets: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Outputs (m, n, c), and targets of the kind that goes with them: a stored row holds all as floats."""
+    outputs, y = _by_sample(members, len(targets)), torch.from_numpy(np.asarray(targets, dtype=np.float64))
+    if outputs.shape[-1] == 1:
+        return outputs, y
+    if not bool((y == y.round()).all()):
+        raise UserError("`targets`: got fractions, expected class indices, one for each sample")
+    return outputs, y.long()
 
 
 def single_error(members: Members, targets: np.ndarray) -> float:
-    """The mean over members of their test error."""
-    return float(_wrong(np.stack(list(members)), targets).mean())
+    """The mean over members of their test error: the share of what is wrong by :func:`regimes.core.decision.wrong`."""
+    return float(wrong(*_decided(members, targets)).double().mean())
 
 
 def ensemble_error(members: Members, targets: np.ndarray) -> float:
-    """The test error of the members' average, ``sign(mean_i F_i)``."""
-    return float(_wrong(np.stack(list(members)).mean(0), targets).mean())
+    """The test error of the members' average, ``mean_i F_i``."""
+    outputs, y = _decided(members, targets)
+    return float(wrong(outputs.mean(0), y).double().mean())
 
 
 def ensemble(frame: pd.DataFrame, by: Sequence[str] | str, level: float = 0.95) -> pd.DataFrame:
@@ -90,7 +120,7 @@ def ensemble(frame: pd.DataFrame, by: Sequence[str] | str, level: float = 0.95) 
             continue
         members, targets = outputs(part)
         found = {
-            "variance": _spread(members, level),
+            "variance": _spread(members, len(targets), level),
             "single": _error(members, targets, single_error, level),
             "ensemble": _error(members, targets, ensemble_error, level),
         }
@@ -105,11 +135,12 @@ def ensemble(frame: pd.DataFrame, by: Sequence[str] | str, level: float = 0.95) 
     return pd.DataFrame(lines)
 
 
-def _spread(members: np.ndarray, level: float) -> Estimate:
+def _spread(members: np.ndarray, samples: int, level: float) -> Estimate:
     """The variance with its interval, nan below three members."""
     if len(members) < 3:
-        return Estimate(variance(members), float("nan"), float("nan"), len(members), "too few members")
-    return jackknife([members], variance, log=True, level=level)
+        value = variance(members, samples)
+        return Estimate(value, float("nan"), float("nan"), len(members), "too few members")
+    return jackknife([members], lambda some: variance(some, samples), log=True, level=level)
 
 
 def _error(

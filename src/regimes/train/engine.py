@@ -19,6 +19,7 @@ from regimes.core.loss import Loss
 from regimes.core.state import State, Status
 from regimes.core.tree import Flat
 from regimes.train.program import Program, choose_dtype, members_of
+from regimes.train.target import check_margin_targets
 
 __all__ = ["Engine", "Front", "prepare"]
 
@@ -186,6 +187,7 @@ def prepare(
             )
     program = Program(members, loss, choose_dtype(members, dtype, default))
     _check(inputs, targets)
+    check_margin_targets(targets, loss)
     x, y = (
         each.to(program.device, program.dtype) if each.is_floating_point() else each.to(program.device)
         for each in (inputs, targets)

@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from regimes.core.batch import check_finite
+from regimes.core.decision import check_signs
 from regimes.core.error import UserError
 from regimes.core.loss import CrossEntropy, Hinge, Loss, SoftHinge, Squared
 
-__all__ = ["as_start", "as_targets", "check_targets", "mean_loss"]
+__all__ = ["as_start", "as_targets", "check_margin_targets", "check_targets", "mean_loss"]
 
 
 def check_targets(targets: Tensor) -> None:
@@ -41,11 +42,7 @@ def as_targets(targets: Tensor, samples: int, outputs: int, loss: Loss) -> Tenso
                 f"`targets`: got floats of shape {tuple(targets.shape)} for {outputs} outputs, expected {floats}, or "
                 "class indices (int64)"
             )
-        if isinstance(loss, Hinge | SoftHinge | CrossEntropy) and not bool((targets.abs() == 1).all()):
-            raise UserError(
-                f"`targets`: got values from {float(targets.min()):g} to {float(targets.max()):g}, expected -1 and "
-                f"+1 for {type(loss).__name__}; 2 * y - 1 makes them of 0 and 1"
-            )
+        check_margin_targets(targets, loss)
         return targets.double().reshape(samples, -1) if isinstance(loss, Squared) else targets.double()
     if isinstance(loss, Hinge | SoftHinge) or outputs < 2:
         raise UserError(
@@ -60,6 +57,12 @@ def as_targets(targets: Tensor, samples: int, outputs: int, loss: Loss) -> Tenso
             "y.double() real targets"
         )
     return one_hot(targets, outputs).double() if isinstance(loss, Squared) else targets
+
+
+def check_margin_targets(targets: Tensor, loss: Loss) -> None:
+    """Raise unless floats are -1 and +1 where the loss is one of margins F y."""
+    if isinstance(loss, Hinge | SoftHinge | CrossEntropy) and targets.is_floating_point():
+        check_signs(targets, why=f"for {type(loss).__name__}")
 
 
 def as_start(start: Tensor, samples: int, outputs: int) -> Tensor:

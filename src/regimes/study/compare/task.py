@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regimes.core.batch import Inputs, count, feed, take
+from regimes.core.decision import wrong
 from regimes.core.derivative import Output, bind, columns
 from regimes.core.error import UserError
 from regimes.core.loss import CrossEntropy, Loss, Squared
@@ -97,10 +98,8 @@ class Task:
         if self.unit is not None:
             apart = outputs - y.reshape(outputs.shape)
             error = apart.square().sum(1) / self.unit
-        elif y.is_floating_point():
-            error = (~(outputs[:, 0] * y > 0)).double()
         else:
-            error = (outputs.argmax(1) != y).double()
+            error = wrong(outputs, y).double()
         return Scores(losses(self.loss, outputs, y), error)
 
 
