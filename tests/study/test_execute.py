@@ -110,7 +110,10 @@ def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path: Path) -> None:
     runs = [Fragile(number=n, fault=faults.get(n, ""), marker=str(tmp_path / f"met {n}")) for n in range(8)]
     result = carry_out(fragile(runs), tmp_path / "out", "pool:2")
     assert [failure.run for failure in result.failures] == [runs[2]]
-    assert "its worker died (killed, most often for lack of memory)" in str(result)
+    assert (
+        "its worker died (killed, most often for lack of memory: try fewer workers, such as --on pool:1)"
+        in str(result)
+    )
     assert result.finished == 7
 
 

@@ -6,14 +6,15 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
 from regimes.core.error import UserError
 from regimes.study.backend import Backend, Here, parse_on
+from regimes.study.fault import StudyFault
 from regimes.study.pool import Pool
 from regimes.study.progress import Clock, Progress, duration, progress_of
 from regimes.study.record import Record, check_record
@@ -21,9 +22,12 @@ from regimes.study.run import Run
 from regimes.study.store import Store
 from regimes.study.study import Study
 from regimes.study.task import Task, divide, makespan
+from regimes.study.wanted import declared, wanted_runs, weighed
 from regimes.study.worker import Broken, Done, Job, rare
 
 __all__ = ["Failure", "Forecast", "Interrupted", "Result", "forecast_study", "run_study"]
+
+FAILURES = "failures.txt"
 
 
 @dataclass(frozen=True)
@@ -138,31 +142,35 @@ def run_study(
 
     Raises:
         UserError: an unknown scale, setting or back end; a directory that is in use, not writable or holds
-            another study; a mistake that a run reports as such.
+            another study; a mistake that a run reports as such; an exception in the sweep, whose traceback is
+            kept in ``failures.txt``.
         Interrupted: Ctrl-C.
     """
     kind, workers = parse_on(on)
     chosen = study.settings(scale, settings)
-    sweep = study.sweep(scale, chosen)
     order = command or _this_command()
     store = Store(out, study.runs)
-    job = Job(store.out.resolve(), tuple(study.runs), data)
-    with ExitStack() as stack:
-        stack.enter_context(store.lock())
-        record = Record(store, study, scale, chosen, order, on)
-        store.tidy()
-        show = stack.enter_context(progress_of(f"{study.name} ({scale})", quiet))
-        backend: Backend = stack.enter_context(closing(Here(job) if kind == "here" else Pool(job, workers)))
-        session = Session(store, backend, workers, record, show, order)
-        try:
-            while tasks := session.pending(checked(sweep(store.frame()), study)):
-                session.work(tasks)
-        except KeyboardInterrupt:
-            backend.close()
+    check_record(store, study, scale, chosen)
+    with traceback_kept(store):
+        sweep = declared(study, scale, chosen)
+        job = Job(store.out.resolve(), tuple(study.runs), data)
+        with ExitStack() as stack:
+            stack.enter_context(store.lock())
+            record = Record(store, study, scale, chosen, order, on)
+            store.tidy()
+            show = stack.enter_context(progress_of(f"{study.name} ({scale})", quiet))
+            backend: Backend = Here(job) if kind == "here" else Pool(job, workers)
+            stack.enter_context(closing(backend))
+            session = Session(store, backend, workers, record, show, order)
+            try:
+                while tasks := session.pending(wanted_runs(sweep, store.frame(), study)):
+                    session.work(tasks)
+            except KeyboardInterrupt:
+                backend.close()
+                record.save()
+                raise Interrupted(f"interrupted: {session.result().summary}; to continue: {order}") from None
             record.save()
-            raise Interrupted(f"interrupted: {session.result().summary}; to continue: {order}") from None
-        record.save()
-        return session.conclude()
+            return session.conclude()
 
 
 def forecast_study(
@@ -179,10 +187,22 @@ def forecast_study(
     store = Store(out, study.runs)
     check_record(store, study, scale, chosen)
     finished = store.finished()
-    wanted = checked(study.sweep(scale, chosen)(store.frame()), study)
-    left = [run for run in wanted if run.key not in finished]
+    wanted = wanted_runs(declared(study, scale, chosen), store.frame(), study)
+    left = weighed(run for run in wanted if run.key not in finished)
     tasks = divide(left, workers)
     return Forecast(len(wanted), len(wanted) - len(left), len(tasks), makespan(tasks, workers), workers)
+
+
+@contextmanager
+def traceback_kept(store: Store) -> Iterator[None]:
+    """Keep the traceback of an exception in the study's code as ``failures.txt``, unless another process is there."""
+    try:
+        yield
+    except StudyFault as fault:
+        kept = ""
+        with suppress(UserError), store.lock():
+            kept = f"; the traceback is in {store.write_text(FAILURES, f'{fault.trace}')}"
+        raise StudyFault(f"{fault}{kept}", fault.trace) from fault
 
 
 @final
@@ -211,11 +231,11 @@ class Session:
         """The tasks of the next round; a run that failed in this session is not tried again."""
         self._wanted = {run.key: run for run in wanted}
         self._finished = set(self._store.finished() & self._wanted.keys())
-        left = [
+        left = weighed(
             run
             for key, run in self._wanted.items()
             if key not in self._finished and key not in self._failures
-        ]
+        )
         self._cost = sum(run.cost() for run in left)
         return divide(left, self._workers)
 
@@ -249,9 +269,10 @@ class Session:
         result = self.result()
         if result.failures:
             texts = (f"{failure.run!r}\n{failure.error}\n{failure.trace}" for failure in result.failures)
-            self._store.write_text("failures.txt", "\n".join(texts))
+            self._store.write_text(FAILURES, "\n".join(texts))
         else:
-            (self._store.out / "failures.txt").unlink(missing_ok=True)
+            with suppress(OSError):  # it may not be a file of ours
+                (self._store.out / FAILURES).unlink(missing_ok=True)
         return result
 
     def _done(self, run: Run) -> None:
@@ -281,7 +302,7 @@ class Session:
         return ()
 
     def _tick(self, text: str) -> None:
-        self._text = " ".join(text.split())
+        self._text = text
         self._update()
 
     def _update(self) -> None:
@@ -292,18 +313,3 @@ class Session:
 def _this_command() -> str:
     first = sys.argv[0]
     return shlex.join([*(("python", first) if first.endswith(".py") else (Path(first).name,)), *sys.argv[1:]])
-
-
-def checked(wanted: Sequence[Run], study: Study) -> tuple[Run, ...]:
-    """What a sweep wants, each run once.
-
-    Raises:
-        UserError: something else than runs of the study's classes.
-    """
-    for run in wanted:
-        if type(run) not in study.runs:
-            raise UserError(
-                f"`sweep` of study {study.name} wants {type(run).__name__}: expected "
-                f"{', '.join(cls.__name__ for cls in study.runs)} (declared in `runs`)"
-            )
-    return tuple({run.key: run for run in wanted}.values())

@@ -14,11 +14,13 @@ from typing import Any, final
 from regimes.core.error import UserError
 from regimes.study.backend import Backend
 from regimes.study.process import single_threaded
-from regimes.study.study import sources
+from regimes.study.study import one_line, sources
 from regimes.study.task import Task
-from regimes.study.worker import Broken, Done, Job, Orders, serve
+from regimes.study.worker import ALONE, Broken, Done, Job, Orders, serve
 
 __all__ = ["Pool"]
+
+STARTS = 5
 
 
 @final
@@ -28,26 +30,34 @@ class Pool(Backend):
     They are spawned, not forked: a copy of a process with threads (every one that has loaded PyTorch) may
     hang.
 
+    A worker that is killed while it starts has harmed nothing: another one is started for its task, a few
+    times. One that is killed later may have been killed by a run: its runs are told as broken.
+
     Args:
         job: what every worker must know.
         workers: how many processes at most.
+
+    Raises:
+        UserError: the run classes cannot be told to another process.
     """
 
     def __init__(self, job: Job, workers: int) -> None:
-        self._orders = Orders(os.getpid(), sources(job.classes), pickle.dumps(job))
+        self._orders = Orders(os.getpid(), sources(job.classes), portable(job))
         self._most = workers
         self._workers: list[_Worker] = []
+        self._waiting: deque[Task] = deque()
+        self._stillborn = 0
 
     def execute(self, tasks: Sequence[Task], tick: Callable[[str], None]) -> Iterator[Done | Broken]:
-        waiting = deque(tasks)
-        while waiting or any(worker.busy for worker in self._workers):
+        self._waiting.extend(tasks)
+        while self._waiting or any(worker.busy for worker in self._workers):
             while len(self._workers) < min(
-                self._most, len(waiting) + sum(worker.busy for worker in self._workers)
+                self._most, len(self._waiting) + sum(worker.busy for worker in self._workers)
             ):
                 self._workers.append(_Worker(self._orders))
             for worker in self._workers:
-                if waiting and not worker.busy:
-                    worker.give(waiting.popleft())
+                if self._waiting and not worker.busy:
+                    worker.give(self._waiting.popleft())
             ready = set(wait([worker.connection for worker in self._workers if worker.busy]))
             for worker in [worker for worker in self._workers if worker.connection in ready]:
                 yield from self._hear(worker, tick)
@@ -63,16 +73,12 @@ class Pool(Backend):
             kind, content = worker.connection.recv()
         except (EOFError, OSError):
             self._workers.remove(worker)
-            cause = worker.end(patience=5.0)
+            code = worker.end(patience=5.0)
+            left = Task(tuple(worker.left.values()), worker.again)
             if not worker.ready:
-                raise UserError(
-                    f"`--on` is pool: a worker process did not start ({cause}), see above; a script that "
-                    "runs a study needs `if __name__ == '__main__':`, or try --on here"
-                ) from None
-            if worker.left:
-                yield Broken(
-                    Task(tuple(worker.left.values()), worker.again), f"its worker died ({cause})", died=True
-                )
+                self._begin_again(left, code)
+            elif left.runs:
+                yield Broken(left, f"its worker died ({cause(code)})", died=True)
             return
         if kind == "stop":
             raise UserError(content)
@@ -83,8 +89,24 @@ class Pool(Backend):
             yield content
         elif kind == "ready":
             worker.ready = True
+            self._stillborn = 0
         else:
             worker.busy = False
+
+    def _begin_again(self, task: Task, code: int) -> None:
+        """What a worker was given that did not live to take it goes to another one, unless that is hopeless."""
+        if code >= 0:
+            raise UserError(
+                f"`--on` is pool: a worker process did not start ({cause(code)}), see above; a script that "
+                "runs a study needs `if __name__ == '__main__':`, or try --on here"
+            )
+        self._stillborn += 1
+        if self._stillborn == STARTS:
+            raise UserError(
+                f"`--on` is pool: {STARTS} worker processes in a row died while they started ({cause(code)}); "
+                "give the same command again with fewer of them (--on pool:1), or with --on here"
+            )
+        self._waiting.appendleft(task)
 
 
 @final
@@ -117,14 +139,38 @@ class _Worker:
         for run in (event.run,) if isinstance(event, Done) else event.task.runs:
             self.left.pop(run.key, None)
 
-    def end(self, patience: float) -> str:
-        """Wait for the end of the process, then kill it; how it ended, in words."""
+    def end(self, patience: float) -> int:
+        """Wait for the end of the process, then kill it; its exit code, or less than 0: the signal."""
         self.process.join(patience)
         self.process.kill()
         self.process.join()
         code = self.process.exitcode or 0
         self.process.close()
         self.connection.close()
-        if code == -signal.SIGKILL:
-            return "killed, most often for lack of memory"
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return code
+
+
+def portable(job: Job) -> bytes:
+    """A job as another process can read it.
+
+    Raises:
+        UserError: its classes are not found by their names.
+    """
+    try:
+        return pickle.dumps(job)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(f"`--on` is pool: {one_line(error)}; {ALONE}") from None
+
+
+def cause(code: int) -> str:
+    """How a process ended, in words, with what can be done about it.
+
+    >>> cause(-11), cause(3)
+    ('signal SIGSEGV', 'exit code 3: something ended the process')
+    """
+    if code == -signal.SIGKILL:
+        return "killed, most often for lack of memory: try fewer workers, such as --on pool:1"
+    if code < 0:
+        known = {int(one): one.name for one in signal.Signals}
+        return f"signal {known.get(-code, -code)}"
+    return f"exit code {code}: something ended the process"

@@ -10,9 +10,11 @@ import time
 from datetime import UTC, datetime
 from typing import Any, final
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 import regimes
 from regimes.core.error import UserError
-from regimes.study.run import canonical
+from regimes.study.run import canonical, shorten
 from regimes.study.store import Store
 from regimes.study.study import Settings, Study
 
@@ -22,19 +24,33 @@ FILE = "study.json"
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn")
 
 
+@final
+class Held(BaseModel):
+    """What must be in ``study.json`` for the rest to be read; more may be there."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    study: str
+    sessions: list[dict[str, Any]]
+    scale: str | None = None
+    settings: dict[str, Any] | None = None
+    source: str | None = None
+
+
 def read_record(store: Store) -> dict[str, Any] | None:
     """The content of ``study.json``: study, scale, settings, source, sessions; None if there is no such file.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or cannot be read.
     """
-    path = store.out / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {**content, "sessions": list(content["sessions"]), "study": str(content["study"])}
-    except FileNotFoundError:
+        return Held.model_validate_json((store.out / FILE).read_bytes()).model_dump()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"`out` is {str(store.out)!r}: its {FILE} cannot be read ({reason})") from None
+    except ValidationError:
         raise UserError(f"`out` is {str(store.out)!r}: its {FILE} is damaged; choose another --out") from None
 
 
@@ -119,8 +135,8 @@ def check_record(store: Store, study: Study, scale: str, settings: Settings) -> 
     other = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if other:
         raise UserError(
-            f"`out` is {str(store.out)!r}: it holds {study.name} with {other[0]}={was.get(other[0])}, "
-            f"not {now.get(other[0])}; choose another --out or the same settings"
+            f"`out` is {str(store.out)!r}: it holds {study.name} with {other[0]}={shorten(was.get(other[0]))}, "
+            f"not {shorten(now.get(other[0]))}; choose another --out or the same settings"
         )
 
 

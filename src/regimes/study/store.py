@@ -46,7 +46,7 @@ class Store:
     """
 
     def __init__(self, out: str | Path, classes: Sequence[type[Run]] = ()) -> None:
-        self.out = Path(out).expanduser()
+        self.out = Path(os.path.expanduser(out))  # which leaves the home of nobody as it is
         self.rows = self.out / "rows"
         self.aside = self.out / "aside"
         self.classes = {cls.__name__: cls for cls in classes}
@@ -107,7 +107,7 @@ class Store:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file of the report (UTF-8), whole or not at all; ``name`` may be ``figures/x.svg``."""
-        return self.write_bytes(name, text.encode())
+        return self.write_bytes(name, text.encode(errors="backslashreplace"))
 
     def write_bytes(self, name: str, content: bytes) -> Path:
         """Write a file of the report, whole or not at all."""

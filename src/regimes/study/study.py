@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -207,7 +208,7 @@ def load_study_file(path: str | Path) -> Study:
     Raises:
         UserError: no such file, an error in it (with the line), or no ``STUDY``.
     """
-    file = Path(path).expanduser().resolve()
+    file = Path(os.path.expanduser(path)).resolve()
     if not file.is_file():
         raise UserError(f"`study` is {str(path)!r}: no such file")
     study = getattr(import_file(file), "STUDY", None)
@@ -244,7 +245,10 @@ def sources(classes: Sequence[type[Run]]) -> tuple[Path, ...]:
 
 def one_line(error: BaseException) -> str:
     """``Type: message`` on one line; the message alone for a mistake of the user."""
-    text = str(error) if not isinstance(error, SyntaxError) else error.msg
+    try:
+        text = str(error) if not isinstance(error, SyntaxError) else error.msg
+    except Exception:
+        text = "it has no words"
     text = " ".join(text.split())
     if isinstance(error, UserError):
         return text

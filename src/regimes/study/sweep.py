@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +20,13 @@ import pandas as pd
 from regimes.core.error import UserError
 from regimes.study.run import Run
 
-__all__ = ["Search", "Sweep", "bisection", "combine", "grid"]
+__all__ = ["Search", "Sweep", "bisection", "bounded", "combine", "grid"]
 
 Sweep = Callable[[pd.DataFrame], Sequence[Run]]
+MOST = 100_000
+"""Most runs of a study: a run is a file, and a table of more of them is no longer held in memory."""
+TOO_MANY = f": a study has at most {MOST}; give fewer seeds or points, or divide it into several studies"
+_declared: ContextVar[int | None] = ContextVar("declared", default=None)
 
 
 def grid(run: type[Run], **axes: Any) -> Sweep:
@@ -39,13 +45,50 @@ def grid(run: type[Run], **axes: Any) -> Sweep:
     >>> [(run.steps, run.seed) for run in grid(Walk, steps=[4, 8], seed=range(2))(pd.DataFrame())]
     [(4, 0), (4, 1), (8, 0), (8, 1)]
     """
-    runs = _unique(run(**values) for values in _product(run, axes))
+    combinations = _product(run, axes)
+    _count(len(combinations))
+    runs = _unique(run(**values) for values in combinations)
     return lambda frame: runs
 
 
 def combine(*sweeps: Sweep) -> Sweep:
     """All runs of several sweeps, in their order, equal ones kept once."""
     return lambda frame: _unique(wanted for sweep in sweeps for wanted in sweep(frame))
+
+
+@contextmanager
+def one_study() -> Iterator[None]:
+    """The runs of all grids and searches declared inside are counted together, before they are built."""
+    token = _declared.set(0)
+    try:
+        yield
+    finally:
+        _declared.reset(token)
+
+
+def bounded(values: Iterable[Any], name: str) -> tuple[Any, ...]:
+    """The values of an iterable that need not end.
+
+    Raises:
+        UserError: they are more than a study may have runs.
+
+    >>> bounded(range(10**9), "`seed`")
+    Traceback (most recent call last):
+    regimes.core.error.UserError: `seed` has more than 100000 values: a study has at most 100000; ...
+    """
+    found = tuple(itertools.islice(values, MOST + 1))
+    if len(found) > MOST:
+        raise UserError(f"{name} has more than {MOST} values{TOO_MANY}")
+    return found
+
+
+def _count(runs: int) -> None:
+    """Count runs that are about to be built, among those of their study if one is being declared."""
+    before = _declared.get()
+    if before is not None:
+        _declared.set(before + runs)
+    if (before or 0) + runs > MOST:
+        raise UserError(f"the sweep wants more than {MOST} runs{TOO_MANY}")
 
 
 def bisection(
@@ -86,9 +129,11 @@ def bisection(
     """
     search = Search(axis, column, level, _checked(start, factor, reach), factor, reach, tuple(usable))
     groups = _product(run, axes)
-    seeds = tuple(seed)
+    seeds = bounded(seed, "`seed`")
     if not seeds:
         raise UserError("`seed` is empty: expected at least one")
+
+    _count(len(groups) * len(seeds) * len(search.start))
 
     def members(group: Mapping[str, Any], value: float) -> list[Run]:
         return [run(**group, **{axis: value}, seed=number) for number in seeds]
@@ -217,19 +262,20 @@ def _rounded(value: float) -> float:
 
 def _product(run: type[Run], axes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All combinations of the values of the axes, the first one varying slowest."""
-    values = {name: _values(given) for name, given in axes.items()}
+    values = {name: _values(name, given) for name, given in axes.items()}
     for name, several in values.items():
         if not several:
             raise UserError(f"axis `{name}` of {run.__name__} is empty: expected at least one value")
-    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    combined = bounded(itertools.product(*values.values()), f"a grid of {run.__name__}")
+    return [dict(zip(values, chosen, strict=True)) for chosen in combined]
 
 
-def _values(values: Any) -> tuple[Any, ...]:
+def _values(name: str, values: Any) -> tuple[Any, ...]:
     """The values of an axis: a text or a number is one value."""
     if isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping):
-        return tuple(values)
+        return bounded(values, f"axis `{name}`")
     return (values,)
 
 
 def _unique(runs: Iterable[Run]) -> tuple[Run, ...]:
-    return tuple({run.key: run for run in runs}.values())
+    return tuple({run.key: run for run in bounded(runs, "the sweep")}.values())

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from regimes.core.error import UserError
+from regimes.study.fault import place, trace_of
 from regimes.study.process import die_with_parent, keep_memory, one_thread
-from regimes.study.run import Run
+from regimes.study.run import Run, shorten
 from regimes.study.store import Store
 from regimes.study.study import import_file, one_line
 from regimes.study.task import Task
 
-__all__ = ["Broken", "Done", "Job", "Orders", "carry_out", "rare", "serve"]
+__all__ = ["ALONE", "Broken", "Done", "Job", "Orders", "carry_out", "rare", "serve"]
+
+ALONE = "define run classes at the top of a module or study file, or try --on here"
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,16 @@ class Broken:
 def carry_out(
     task: Task, store: Store, data: Path | None, tick: Callable[[str], None]
 ) -> Iterator[Done | Broken]:
-    """Perform the runs of a task; an exception ends the task, not the study.
+    """Perform the runs of a task; an exception ends the task, not the study. So does ``sys.exit``.
 
     Raises:
         UserError: a mistake that every other run would meet as well, such as missing data or a full disk.
+        KeyboardInterrupt: Ctrl-C. A worker process gets none, so that there it is an exception like others.
     """
     left = {run.key: run for run in task.runs}
     try:
-        for run, rows in type(task.runs[0]).perform(task.runs, data, tick):
+        for yielded in type(task.runs[0]).perform(task.runs, data, tick):
+            run, rows = _checked(yielded)
             if run.key not in left:
                 raise RuntimeError(f"perform yielded {run!r}, which it was not given or had finished")
             store.put(run, rows)
@@ -94,19 +100,27 @@ def carry_out(
             yield Done(run)
         if left:
             raise RuntimeError("perform ended without having yielded all its runs")
-    except UserError:
+    except (UserError, GeneratorExit):
         raise
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f" ({Path(place.filename).name}, line {place.lineno})"
-        yield Broken(Task(tuple(left.values())), one_line(error) + where, traceback.format_exc())
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None:
+            raise
+        yield Broken(Task(tuple(left.values())), one_line(error) + place(error), trace_of(error))
+
+
+def _checked(yielded: Any) -> tuple[Run, list[Mapping[str, Any]]]:
+    """A run and its rows, if that is what ``perform`` yielded."""
+    match yielded:
+        case (Run() as run, [*rows]) if all(isinstance(row, Mapping) for row in rows):
+            return run, rows
+    raise TypeError(f"perform yielded {shorten(yielded)}: expected (run, rows), rows a list of dicts")
 
 
 def serve(connection: Connection, orders: Orders) -> None:
     """The life of a worker process: tasks come in, events go out, None ends it.
 
     Sends ``("ready", "")``, ``("tick", text)``, ``("event", Done | Broken)``, ``("free", "")`` after each
-    task and ``("stop", text)`` for a mistake of the user.
+    task and ``("stop", text)`` for a mistake of the user, or where it cannot even begin.
     """
     die_with_parent(orders.parent)
     # Ctrl-C reaches the whole group of processes; the parent decides what it means
@@ -129,6 +143,8 @@ def serve(connection: Connection, orders: Orders) -> None:
         connection.send(("stop", str(error)))
     except (EOFError, OSError):
         os._exit(1)  # the parent is gone
+    except BaseException as error:  # what it was sent cannot be read here
+        connection.send(("stop", f"a worker process cannot begin: {one_line(error)}{place(error)}; {ALONE}"))
 
 
 def rare(send: Callable[[str], None], every: float = 0.2) -> Callable[[str], None]:
@@ -140,6 +156,6 @@ def rare(send: Callable[[str], None], every: float = 0.2) -> Callable[[str], Non
         now = time.monotonic()
         if now - last >= every:
             last = now
-            send(text)
+            send(" ".join(str(text).split()))
 
     return tick

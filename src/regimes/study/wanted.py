@@ -1,0 +1,67 @@
+"""What a sweep wants: runs of the study's classes, each once, no more than can be kept, of a known cost."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+
+import pandas as pd
+
+from regimes.core.error import UserError
+from regimes.study.fault import blame
+from regimes.study.run import Run
+from regimes.study.study import Settings, Study
+from regimes.study.sweep import Sweep, bounded, one_study
+
+__all__ = ["declared", "wanted_runs", "weighed"]
+
+
+def declared(study: Study, scale: str, settings: Settings) -> Sweep:
+    """The sweep of a scale.
+
+    Raises:
+        UserError: an exception where it is built, a ``StudyFault``; or it is no function of the rows.
+    """
+    with blame(f"`sweep` of scale {scale} of study {study.name}"), one_study():
+        return study.sweep(scale, settings)
+
+
+def wanted_runs(sweep: Sweep, frame: pd.DataFrame, study: Study) -> tuple[Run, ...]:
+    """What a sweep wants after these rows, each run once.
+
+    Raises:
+        UserError: something else than runs of the study's classes, or too many of them.
+    """
+    with blame(f"`sweep` of study {study.name}"):
+        found = sweep(frame)
+        if not isinstance(found, Iterable):
+            raise UserError(f"`sweep` of study {study.name} gave {type(found).__name__}: expected runs")
+        wanted = bounded(found, f"`sweep` of study {study.name}")
+        for run in wanted:
+            if type(run) not in study.runs:
+                raise UserError(
+                    f"`sweep` of study {study.name} wants {type(run).__name__}: expected "
+                    f"{', '.join(cls.__name__ for cls in study.runs)} (declared in `runs`)"
+                )
+        return tuple({run.key: run for run in wanted}.values())
+
+
+def weighed(runs: Iterable[Run]) -> list[Run]:
+    """The same runs, if what tasks are made by can be had of each: its cost, its batch, its cap.
+
+    Raises:
+        UserError: one of them is not of its type, or raises.
+    """
+    found = list(runs)
+    for run in found:
+        name = type(run).__name__
+        with blame(f"`cost` of {name}"):
+            cost = float(run.cost())
+        if not 0 <= cost < math.inf:
+            raise UserError(f"`cost` of {name} is {cost} for {run!r}: expected seconds, 0 or more")
+        with blame(f"`batch` of {name}"):
+            hash(run.batch)
+        with blame(f"`cap` of {name}"):
+            operator.index(run.cap)
+    return found
