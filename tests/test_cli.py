@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -205,7 +207,7 @@ def test_a_study_runs_is_judged_and_is_not_run_again(study: str, tmp_path: Path)
     again = regimes_command("run", study, "--out", out, "--on", "here")
     assert "2 of 2 runs finished (0 in this session" in again.stdout
 
-    told = regimes_command("claims", out, "--json")
+    told = regimes_command("claims", out, "--study", study, "--json")
     assert told.exit_code == 0, told.output
     [verdict] = json.loads(told.stdout)
     promised = {"id", "paper", "claim", "value", "low", "high", "reference", "range", "verdict"}
@@ -214,16 +216,82 @@ def test_a_study_runs_is_judged_and_is_not_run_again(study: str, tmp_path: Path)
     assert json.loads((out / "claims.json").read_text()) == [verdict]
 
     (out / "report.html").unlink()
-    assert regimes_command("report", out).exit_code == 0
+    assert regimes_command("report", out, "--study", study).exit_code == 0
     assert (out / "report.html").is_file()
 
 
 def test_claims_exit_with_one_unless_all_are_reproduced(study: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     regimes_command("run", study, "--out", out, "--on", "here", "--set", "steps=1")
-    result = regimes_command("claims", out)
+    result = regimes_command("claims", out, "--study", study)
     assert result.exit_code == 1, result.output
     assert "W1" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["claims", "report"])
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (
+            {"study": "walk", "source": "evil/payload.py"},
+            ("study walk", "evil/payload.py", "--study FILE.py"),
+        ),
+        ({"study": "evil/payload.py"}, ("--study FILE.py",)),
+        ({"study": "feature-lazy", "source": "evil/payload.py"}, ("--study FILE.py",)),
+        (
+            {"study": "x\x1b]0;title\x07\ny", "source": "\x1b[2J.py"},
+            ("x\\x1b]0;title\\x07\\ny", "\\x1b[2J.py"),
+        ),
+        ({"study": "two-regimes"}, ("planned",)),
+    ],
+)
+def test_a_results_directory_names_no_code_to_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    record: dict[str, str],
+    words: tuple[str, ...],
+) -> None:
+    """Wherever the command is given, whatever is in the directory."""
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    (evil / "payload.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\n" + STUDY)
+    (evil / "study.json").write_text(json.dumps({"scale": "quick", "sessions": [], "source": None, **record}))
+    monkeypatch.chdir(tmp_path)
+    assert_mistake(regimes_command(command, "evil"), *words)
+    assert not (tmp_path / "was run").exists()
+
+
+def test_the_study_given_must_be_that_of_the_directory(study: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    regimes_command("run", study, "--out", out, "--on", "here")
+    assert_mistake(regimes_command("claims", out), "study walk of a file", study, "add: --study FILE.py")
+    assert_mistake(regimes_command("claims", out, "--study", "feature-lazy"), "holds walk")
+    assert regimes_command("claims", out, "--study", study).exit_code == 0
+
+
+def test_no_verdict_rests_on_an_altered_row(study: str, tmp_path: Path) -> None:
+    """Neither that of `claims` nor that of `report`; both name the file, and `run` does its run again."""
+    out = tmp_path / "out"
+    regimes_command("run", study, "--out", out, "--on", "here")
+    files = sorted((out / "rows").iterdir())
+    for victim in files:
+        content = victim.read_bytes()
+        table = pq.ParquetFile(pa.BufferReader(content)).read()
+        place = table.column_names.index("distance")
+        pq.write_table(table.set_column(place, "distance", pa.array([99.0])), victim)
+        told = regimes_command("claims", out, "--study", study, "--json")
+        assert json.loads(told.stdout)[0]["value"] in (1.0, 2.0)
+        assert f"warning: {victim.name} is altered since it was written: left out" in told.stderr
+        assert regimes_command("report", out, "--study", study).exit_code == 0
+        assert f"{victim.name} is altered since it was written: left out" in (out / "report.html").read_text()
+        assert json.loads((out / "claims.json").read_text()) == json.loads(told.stdout)
+        victim.write_bytes(content)
+    files[0].write_bytes(b"")
+    with pytest.warns(UserWarning, match="moved to"):
+        again = regimes_command("run", study, "--out", out, "--on", "here")
+    assert "2 of 2 runs finished (1 in this session" in again.stdout
+    assert json.loads(regimes_command("claims", out, "--study", study, "--json").stdout)[0]["value"] == 2.0
 
 
 def test_a_failed_run_is_told_and_does_not_stop_the_others(study: str, tmp_path: Path) -> None:

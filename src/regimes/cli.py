@@ -44,6 +44,12 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory that `regimes run` wrote.")]
+Given = Annotated[
+    str | None,
+    typer.Option(
+        "--study", metavar="FILE.py", help="The file of a study of your own, as given to `regimes run`."
+    ),
+]
 StudyName = Annotated[
     str, typer.Argument(metavar="STUDY", help="A name of `regimes list`, or a file that defines STUDY.")
 ]
@@ -141,19 +147,20 @@ def run(
 @app.command()
 def claims(
     out: Out,
+    study: Given = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a list of objects instead of a table.")
     ] = False,
 ) -> None:
     """Show the verdict on each claim. Exit code 0 if all are reproduced, else 1."""
     from regimes.report.claim import dumps, verdicts
-    from regimes.report.table import read
+    from regimes.study import Store
 
-    study = stored_study(out)
-    rows, torn = read(out / "rows")
-    for name in torn:
-        typer.echo(f"warning: {name} could not be read and was left out", err=True)
-    found = verdicts(study.claims, rows)
+    held = stored_study(out, study)
+    reading = Store(out, held.runs).read()
+    for line in reading.left_out:
+        typer.echo(f"warning: {line}", err=True)
+    found = verdicts(held.claims, reading.frame)
     if as_json:
         typer.echo(dumps(found), nl=False)
     else:
@@ -164,12 +171,12 @@ def claims(
 
 
 @app.command()
-def report(out: Out) -> None:
+def report(out: Out, study: Given = None) -> None:
     """Build the figures, the claims and the page again from the stored rows."""
     from regimes.report import page
 
-    study = stored_study(out)
-    typer.echo(f"{page.headline(page.build(out, study))} Report: {out / 'report.html'}")
+    held = stored_study(out, study)
+    typer.echo(f"{page.headline(page.build(out, held))} Report: {out / 'report.html'}")
 
 
 @app.command()

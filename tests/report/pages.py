@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from regimes.core.error import UserError
 from regimes.report import figure, fit, page, table
 from regimes.report.claim import Claim, Estimate
+from regimes.study import Run, Store
+from regimes.study.field import Rows, Tick
 from tests.report import synthetic
 
 RECORD = {
@@ -35,11 +37,36 @@ RECORD = {
 }
 
 
+class Plane(Run):
+    """One network of the synthetic plane; its rows are made up."""
+
+    columns: ClassVar[dict[str, Any]] = {
+        **dict.fromkeys(("member", "step"), int),
+        **dict.fromkeys(("time", "loss", "seconds", "dK", "dW", "t1", "t2", "test_error"), float),
+        **dict.fromkeys(("test_targets", "test_outputs"), list[float]),
+        "status": str,
+    }
+
+    dataset: str
+    task: str
+    n: int
+    depth: int
+    law: str
+    width: int
+    alpha: float
+    seed: int
+
+    @classmethod
+    def perform(cls, runs: Sequence[Run], data: Path | None, tick: Tick) -> Iterator[tuple[Run, Rows]]:
+        yield from ()
+
+
 @dataclass(frozen=True)
 class Study:
     name: str
     title: str
     paper: str
+    runs: tuple[type[Run], ...]
     claims: tuple[Claim, ...]
     figures: tuple[Any, ...]
 
@@ -73,6 +100,7 @@ STUDY = Study(
     "made-up",
     "A study that was made up",
     "Nobody: Nothing, 2025 <i>",
+    (Plane,),
     (
         claim("A1", (-1.1, -0.9), slope),
         claim("A2", (None, -2.0), slope),
@@ -95,8 +123,10 @@ def rows(panels: int = 2) -> pd.DataFrame:
 
 def built(out: Path, panels: int = 2) -> list[dict[str, Any]]:
     """Write the rows and the record as a study would, then build the page."""
-    (out / "rows").mkdir(parents=True)
-    for key, part in rows(panels).groupby("key"):
-        part.to_parquet(out / "rows" / f"{key}.parquet")
+    store = Store(out, (Plane,))
+    for _, part in rows(panels).groupby("key"):
+        looks = part.astype(object).where(part.notna(), None).to_dict("records")
+        own = Plane(**{name: looks[0][name] for name in Plane.model_fields})
+        store.put(own, [{str(name): look[name] for name in Plane.columns} for look in looks])
     (out / "study.json").write_text(json.dumps(RECORD))
     return page.build(out, STUDY)

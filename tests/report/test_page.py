@@ -157,7 +157,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text("{")
     page.build(tmp_path, pages.STUDY)
     text = Reader((tmp_path / "report.html").read_text(encoding="utf-8")).text
-    assert "abc.parquet could not be read and was left out." in text
+    assert "abc.parquet is torn or not Parquet: left out;" in text
     assert "study.json could not be read and was left out." in text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 import pytest
 
 from regimes.core.error import UserError
-from regimes.report.table import ends, need, panels, read, summary, tidy, transition
+from regimes.report.table import ends, need, panels, summary, tidy, transition
 from regimes.study.estimate import array
 from tests.report import synthetic
 
@@ -106,17 +105,6 @@ def test_need_names_what_is_missing(rows: Any) -> None:
         need(rows, ["gap"])
     with pytest.raises(UserError, match="none with gap"):
         need(rows.assign(gap=np.nan), ["gap"])
-
-
-def test_read_joins_files_and_names_torn_ones(rows: Any, tmp_path: Path) -> None:
-    for key, part in rows.groupby("key"):
-        part.to_parquet(tmp_path / f"{key}.parquet")
-    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and then nothing")
-    found, torn = read(tmp_path)
-    assert torn == ["torn.parquet"]
-    assert len(found) == len(rows)
-    assert len(tidy(found)) == rows["key"].nunique()
-    assert read(tmp_path / "nowhere")[0].empty
 
 
 def test_nothing_is_interpolated_over_a_wide_gap() -> None:

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,7 +19,7 @@ from regimes.core.error import UserError
 from regimes.study.field import Rows, Tick
 from regimes.study.run import Run
 from regimes.study.store import Store
-from tests.study.toy import Fragile, Toy
+from tests.study.toy import Toy
 
 
 class Other(Run):
@@ -83,79 +82,20 @@ def test_a_report_reads_without_knowing_the_classes(store: Store) -> None:
     pd.testing.assert_frame_equal(Store(store.out).frame(), store.frame())
 
 
-def torn(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[40] ^= 0xFF  # within the first page, which its checksum guards
-    path.write_bytes(content)
-
-
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def swapped(path: Path) -> None:
-    path.write_bytes((path.parent / f"{RUNS[1].key}.parquet").read_bytes())
-
-
-def plain(path: Path) -> None:
-    pd.DataFrame({"key": [path.stem]}).to_parquet(path)
-
-
-def edited(path: Path) -> None:
-    table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
-    metadata = {**table.schema.metadata, b"run": Toy(width=9).canonical.encode()}
-    pq.write_table(table.replace_schema_metadata(metadata), path)
-
-
-def of_other_class(path: Path) -> None:
-    other = Store(path.parents[2] / "other", (Fragile,))
-    other.put(Fragile(number=1), [{"value": 1.0}])
-    (other.rows / f"{Fragile(number=1).key}.parquet").rename(
-        path.with_name(f"{Fragile(number=1).key}.parquet")
-    )
-    path.unlink()
-
-
-def with_other_columns(path: Path) -> None:
-    table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
-    pq.write_table(table.drop_columns(["gap"]), path)
-
-
-def is_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (torn, "torn"),
-        (flipped, "torn"),
-        (emptied, "torn"),
-        (is_folder, "torn"),
-        (swapped, "of another key"),
-        (plain, "not written by a study"),
-        (edited, "other run or version"),
-        (of_other_class, "another study"),
-        (with_other_columns, "other columns"),
-    ],
-)
-def test_what_is_not_a_file_of_the_study_is_set_aside(store: Store, spoil: object, words: str) -> None:
-    victim = RUNS[0]
-    assert callable(spoil)
-    spoil(store.rows / f"{victim.key}.parquet")
-    with pytest.warns(UserWarning, match=words):
-        moved = store.tidy()
-    assert [path.parent for path in moved] == [store.aside]
-    assert store.finished() == {run.key for run in RUNS} - {victim.key}
-    assert victim not in store
-    store.put(victim, victim.rows(0.5))
-    assert len(pd.read_parquet(str(store.out) + "/rows")) == 2 * len(RUNS)
-    assert store.tidy() == []
+def test_a_reading_names_what_it_left_out_once_for_each_reason(store: Store) -> None:
+    paths = [store.rows / f"{run.key}.parquet" for run in RUNS[:3]]
+    paths[0].write_bytes(b"")
+    for path in paths[1:]:
+        path.write_bytes((store.rows / f"{RUNS[4].key}.parquet").read_bytes())
+    found = Store(store.out, (Toy,)).read()
+    assert set(found.frame["key"]) == {run.key for run in RUNS[3:]}
+    one, several = sorted(found.left_out, key=lambda line: "2 files" in line)
+    assert one.startswith(f"{paths[0].name} is torn or not Parquet: left out")
+    first = min(path.name for path in paths[1:])
+    assert several.startswith(f"2 files of rows are of another key than its name says (the first: {first})")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        pd.testing.assert_frame_equal(Store(store.out, (Toy,)).frame(), found.frame)
+    assert len(caught) == 2
 
 
 def test_things_aside_are_never_overwritten(store: Store) -> None:
@@ -170,6 +110,24 @@ def test_rows_of_an_earlier_version_are_done_again(store: Store) -> None:
     newer = type("Toy", (Toy,), {"version": 2, "__module__": __name__})
     with pytest.warns(UserWarning, match="other run or version"):
         assert len(Store(store.out, (newer,)).tidy()) == len(RUNS)
+
+
+def test_rows_from_before_a_column_was_measured_are_kept(store: Store) -> None:
+    """Nor is a column that is measured no longer thrown away: the files keep it."""
+    before = store.frame()
+    columns = {name: kind for name, kind in Toy.columns.items() if name != "gap"} | {
+        "count": int,
+        "word": str,
+    }
+    newer = type("Toy", (Toy,), {"columns": columns, "__module__": __name__})
+    again = Store(store.out, (newer,))
+    assert again.finished() == store.finished() and again.tidy() == []
+    frame = Store(store.out, (newer,)).frame()
+    assert frame[["count", "word"]].isna().to_numpy().all()
+    pd.testing.assert_frame_equal(frame.drop(columns=["count", "word"]), before.drop(columns="gap"))
+    run = newer(width=9)
+    again.put(run, [{"step": 1, "status": "finished", "count": 3, "word": "x"}])
+    assert {"gap", "count", "word"} <= set(pd.read_parquet(str(store.out) + "/rows").columns)
 
 
 def test_a_study_that_is_given_another_run_class_keeps_its_rows(store: Store) -> None:

@@ -120,11 +120,19 @@ def find_study(text: str) -> Study:
     return importlib.import_module(entry(text).module).STUDY
 
 
-def stored_study(out: Path) -> Study:
-    """The study whose rows a directory holds, by its ``study.json``.
+def stored_study(out: Path, given: str | None = None) -> Study:
+    """The study whose rows a directory holds.
+
+    What lies in the directory is data and never names code to be run: its ``study.json`` is looked up in the
+    catalogue, and a study file is the one that the user names.
+
+    Args:
+        out: the directory.
+        given: the study as on the command line of ``regimes run``; needed where it was a file.
 
     Raises:
-        UserError: the directory is not there, or holds no study.
+        UserError: the directory is not there, or holds no study, or another one than ``given``, or one that is not in
+            the catalogue.
     """
     from regimes.study import Store, read_record
 
@@ -132,4 +140,23 @@ def stored_study(out: Path) -> Study:
     if record is None:
         what = "it holds no study (no study.json)" if out.is_dir() else "no such directory"
         raise UserError(f"`OUT` is '{out}': {what}; expected the --out of a `regimes run`")
-    return find_study(record.get("source") or record["study"])
+    name, source = record["study"], record.get("source")
+    if given is not None:
+        study = find_study(given)
+        if study.name != name:
+            raise UserError(
+                f"`--study` is {given!r}, which is study {study.name}; '{out}' holds {shown(name)}"
+            )
+        return study
+    if source is None and name in CATALOG:
+        return find_study(entry(name).name)
+    hint = f" (it was run from {shown(source)})" if source else ""
+    raise UserError(
+        f"`OUT` is '{out}': it holds study {shown(name)} of a file{hint}, and no file is run because a directory names "
+        "it; add: --study FILE.py"
+    )
+
+
+def shown(value: object) -> str:
+    """What was read from a results directory, fit for a terminal: one short line without control characters."""
+    return ascii(value)[1:-1][:200] if isinstance(value, str) else ascii(value)[:200]

@@ -19,7 +19,7 @@ from regimes.core.error import UserError
 from regimes.report.claim import VERDICTS, Claims, dumps, verdicts
 from regimes.report.provenance import counts, facts, load
 from regimes.report.style import as_bytes
-from regimes.report.table import read
+from regimes.study import Run, Store
 
 __all__ = ["Described", "Shown", "build", "draw", "render", "save"]
 
@@ -37,6 +37,8 @@ class Described(Protocol):
     def title(self) -> str: ...
     @property
     def paper(self) -> str: ...
+    @property
+    def runs(self) -> Sequence[type[Run]]: ...
     @property
     def claims(self) -> Claims: ...
     @property
@@ -125,9 +127,10 @@ def build(
 
     Arguments:
         store: the folder ``OUT`` with ``rows/*.parquet`` and ``study.json``; both may be missing.
-        study: has ``name``, ``title``, ``paper``, ``claims`` (of :class:`regimes.report.claim.Claim`) and
-            ``figures``, tuples ``(name, title, function, caption)`` with ``function(rows) -> Figure``; either
-            may be a function of the rows.
+        study: has ``name``, ``title``, ``paper``, ``runs`` (the Run classes, by which the store knows its rows),
+            ``claims`` (of :class:`regimes.report.claim.Claim`) and ``figures``, tuples
+            ``(name, title, function, caption)`` with ``function(rows) -> Figure``; either may be a function of the
+            rows.
         frame: the rows, if they are at hand.
         write: called as ``write(path, bytes)`` for each file.
 
@@ -140,9 +143,10 @@ def build(
     out = Path(store)
     if not out.is_dir():
         raise UserError(f"`store` is {str(out)!r}: expected a folder that `regimes run` has made")
-    torn: list[str] = []
+    left_out: Sequence[str] = ()
     if frame is None:
-        frame, torn = read(out / "rows")
+        reading = Store(out, study.runs).read()
+        frame, left_out = reading.frame, reading.left_out
     found = verdicts(study.claims, frame)
     wanted = study.figures(frame) if callable(study.figures) else study.figures
     shown = [draw(entry, frame) for entry in wanted]
@@ -155,7 +159,7 @@ def build(
             else:
                 path.unlink(missing_ok=True)
     record, broken = load(out / "study.json")
-    notes = [f"{name} could not be read and was left out" for name in (*torn, *broken)]
+    notes = [*left_out, *(f"{name} could not be read and was left out" for name in broken)]
     write(out / "report.html", render(study, found, shown, frame, record, notes).encode())
     return found
 

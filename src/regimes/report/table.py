@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +20,6 @@ __all__ = [
     "named",
     "need",
     "panels",
-    "read",
     "summary",
     "tidy",
     "transition",
@@ -47,25 +45,6 @@ def need(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
             f"`frame` has {len(frame)} rows, none with {', '.join(columns)}: let the study finish some runs"
         )
     return found
-
-
-def read(folder: Path | str) -> tuple[pd.DataFrame, list[str]]:
-    """All rows below ``folder`` (``OUT/rows``), one Parquet file per finished run, ordered by name.
-
-    Returns:
-        the rows; and the names of files that could not be read, which are left out.
-    """
-    tables, torn = [], []
-    for path in sorted(Path(folder).glob("*.parquet")):
-        try:
-            table = pd.read_parquet(path)
-        except (OSError, ValueError):  # pyarrow's ArrowInvalid is a ValueError
-            torn.append(path.name)
-            continue
-        if not table.empty:
-            # A column without any value has no type of its own and would decide the type of the whole.
-            tables.append(table.dropna(axis="columns", how="all"))
-    return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()), torn
 
 
 def tidy(frame: pd.DataFrame, rows: Literal["finished", "last", "looks"] = "finished") -> pd.DataFrame:

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 
 from regimes.core.error import UserError, nearest
 
-__all__ = ["Run", "canonical", "explain", "shorten"]
+__all__ = ["Run", "canonical", "explain", "key_of", "shorten"]
 
 RESERVED = frozenset(
     {"key", "run", "batch", "cap", "cost", "perform", "version", "columns", "canonical", "all_but"}
@@ -101,7 +101,7 @@ class Run(BaseModel):
     @property
     def key(self) -> str:
         """The first 20 hexadecimal digits of the SHA-256 of ``canonical``."""
-        return hashlib.sha256(self.canonical.encode()).hexdigest()[:20]
+        return key_of(self.canonical)
 
     @property
     def batch(self) -> Hashable:
@@ -128,6 +128,11 @@ class Run(BaseModel):
             raise UserError(f"`{unknown[0]}` is no field of {type(self).__name__}{hint}")
         rest = {name: value for name, value in dict(self).items() if name not in names}
         return json.dumps(canonical(rest), sort_keys=True, separators=(",", ":"))
+
+
+def key_of(run: str) -> str:
+    """The key of a run, given its canonical JSON."""
+    return hashlib.sha256(run.encode()).hexdigest()[:20]
 
 
 def canonical(value: Any) -> Any:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from regimes.core.error import UserError, nearest
 from regimes.study.run import Run, canonical, shorten
 
-__all__ = ["conform", "schema_of", "table_of"]
+__all__ = ["conform", "covers", "schema_of", "table_of", "widened"]
 
 SCALARS = {float: pa.float64(), int: pa.int64(), bool: pa.bool_(), str: pa.string()}
 FIXED = {"key": pa.string(), "run": pa.string()}
@@ -76,11 +76,12 @@ def table_of(run: Run, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> 
 def conform(table: pa.Table, schema: pa.Schema, cls: type[Run]) -> pa.Table | None:
     """The rows of a run as a study with these columns has them; None if they are those of another form of the run.
 
-    A study that was given another run class has columns more, which are null here, or floats for integers.
+    A study that was given another run class, or whose runs measure more than they did, has columns more: they are
+    null here. Integers may have become floats.
     """
     if table.schema.equals(schema):
         return table
-    if not {*FIXED, *_columns(cls)} <= set(table.column_names):
+    if not {*FIXED, *cls.model_fields} <= set(table.column_names):
         return None
     columns = []
     for name, kind in zip(schema.names, schema.types, strict=True):
@@ -93,6 +94,22 @@ def conform(table: pa.Table, schema: pa.Schema, cls: type[Run]) -> pa.Table | No
             return None
         columns.append(column.cast(kind))
     return pa.Table.from_arrays(columns, schema=schema.with_metadata(table.schema.metadata))
+
+
+def covers(table: pa.Table, schema: pa.Schema) -> bool:
+    """Whether a table has every column of a study, in its type: files that do can be read as one table."""
+    return all(
+        column.name in table.column_names and table.schema.field(column.name).type == column.type
+        for column in schema
+    )
+
+
+def widened(table: pa.Table, conformed: pa.Table) -> pa.Table:
+    """What ``conform`` gave, and after it the columns that the study no longer has."""
+    for name in table.column_names:
+        if name not in conformed.column_names:
+            conformed = conformed.append_column(name, table.column(name))
+    return conformed
 
 
 def _columns(cls: type[Run]) -> dict[str, pa.DataType]:

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from regimes.core.error import UserError
 from regimes.study.lock import locked
 from regimes.study.run import Run
-from regimes.study.schema import conform, schema_of, table_of
+from regimes.study.schema import covers, schema_of, table_of, widened
+from regimes.study.seal import examine, fit, seal, sealed_run
 
-__all__ = ["Store"]
+__all__ = ["Reading", "Store"]
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The rows of a directory.
+
+    Attributes:
+        frame: all rows of the sound files, ordered by key and within a run as they were measured.
+        left_out: which files are not in it and why, one line for each reason.
+    """
+
+    frame: pd.DataFrame
+    left_out: tuple[str, ...]
 
 
 @final
@@ -32,12 +46,15 @@ class Store:
     """An output directory: ``rows/<key>.parquet`` per finished run, ``aside/``, and reports.
 
     A file of rows appears under its name whole or not at all: it is written beside ``rows``, flushed to the
-    disk and renamed. It carries its key, the class and the run itself (JSON) as Parquet metadata, and
-    checksums of its pages. ``pandas.read_parquet(out + "/rows")`` reads all of them at any moment.
+    disk and renamed. It carries its key, the class, the run itself (JSON) and a digest of its values as Parquet
+    metadata, and checksums of its pages. ``pandas.read_parquet(out + "/rows")`` reads all of them at any moment.
+
+    The store is the only reader of rows in the library: what is run, what is claimed and what is shown rest on the
+    same files. One that is damaged, altered, or not of this study is left out by name.
 
     Args:
         out: the directory; made when something is written.
-        classes: the Run classes of the study. Without them (a report) files of any class are read.
+        classes: the Run classes of the study. Without them files of any class are read.
 
     >>> import tempfile
     >>> store = Store(tempfile.mkdtemp())
@@ -51,7 +68,7 @@ class Store:
         self.aside = self.out / "aside"
         self.classes = {cls.__name__: cls for cls in classes}
         self.schema = schema_of(classes)
-        self._sound: dict[str, tuple[tuple[int, int], pa.Table]] = {}
+        self._sound: dict[str, tuple[tuple[int, int], pa.Table | str]] = {}
 
     def __len__(self) -> int:
         """Number of finished runs, by their file names."""
@@ -68,41 +85,56 @@ class Store:
         """
         if not rows:
             raise UserError(f"{run!r} was finished without rows: expected at least one")
-        table = table_of(run, rows, self.schema).replace_schema_metadata(
-            {"key": run.key, "class": type(run).__name__, "run": run.canonical}
-        )
-        self._write(self._path(run.key), table)
+        self._replace(self._path(run.key), seal(table_of(run, rows, self.schema), run.canonical))
 
     def finished(self) -> frozenset[str]:
         """Keys of the runs whose files are sound."""
-        return frozenset(path.stem for path, _ in self._tables())
+        return frozenset(path.stem for path, found in self._files() if not isinstance(found, str))
 
-    def frame(self) -> pd.DataFrame:
-        """All rows of the sound files, ordered by key and within a run as they were measured."""
-        tables = [table.replace_schema_metadata() for _, table in self._tables()]
+    def read(self) -> Reading:
+        """All rows of the sound files, and what was left out.
+
+        Raises:
+            UserError: a file may not be read.
+        """
+        tables: list[pa.Table] = []
+        faults: defaultdict[str, list[str]] = defaultdict(list)
+        for path, found in self._files():
+            if isinstance(found, str):
+                faults[found].append(path.name)
+            else:
+                tables.append(found.replace_schema_metadata())
         whole = (
             pa.concat_tables(tables, promote_options="permissive") if tables else self.schema.empty_table()
         )
-        return whole.to_pandas()
+        return Reading(whole.to_pandas(), tuple(_left_out(names, fault) for fault, names in faults.items()))
+
+    def frame(self) -> pd.DataFrame:
+        """The rows of ``read``, with a warning for what was left out."""
+        found = self.read()
+        for line in found.left_out:
+            warnings.warn(line, stacklevel=2)
+        return found.frame
 
     def tidy(self) -> list[Path]:
         """Move what is no file of rows of this study from ``rows`` to ``aside``, with a warning.
 
-        Its run is done again. Rows from before the study was given another run class are kept, and written again
-        with its columns. Also removes what an interrupted process left half written. To be called with the lock
-        held.
+        Its run is done again. Rows from before the study had another run class or measured another column are kept,
+        and written again with its columns; what it no longer measures stays in the file. Also removes what an
+        interrupted process left half written. To be called with the lock held.
         """
         moved = []
         with self._disk():
             for left in self.out.glob(".*.partial"):
                 left.unlink(missing_ok=True)
             for path in sorted(self.rows.iterdir()) if self.rows.is_dir() else ():
-                found = self._load(path)
-                if isinstance(found, str):
+                raw = self._examined(path)
+                found = self._fitted(raw)
+                if isinstance(raw, str) or isinstance(found, str):
                     moved.append(self._move(path))
                     warnings.warn(f"{path} is {found}: moved to {moved[-1]}", stacklevel=2)
-                elif not pq.read_schema(path).equals(found.schema):
-                    self._write(path, found)
+                elif not covers(raw, self.schema):
+                    self._replace(path, seal(widened(raw, found), sealed_run(raw)))
         return moved
 
     def write_text(self, name: str, text: str) -> Path:
@@ -130,11 +162,6 @@ class Store:
     def _path(self, key: str) -> Path:
         return self.rows / f"{key}.parquet"
 
-    def _write(self, path: Path, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, write_page_checksum=True)
-        self._replace(path, sink.getvalue().to_pybytes())
-
     def _replace(self, target: Path, content: bytes) -> Path:
         # beside rows, not in it: whoever reads rows at this moment must not meet half a file
         partial = self.out / f".{target.name}.{os.getpid()}.partial"
@@ -152,59 +179,33 @@ class Store:
                 raise
         return target
 
-    def _tables(self) -> Iterator[tuple[Path, pa.Table]]:
+    def _files(self) -> Iterator[tuple[Path, pa.Table | str]]:
+        """Each file of rows with its table in the columns of the study, or with what is wrong with it."""
         for path in sorted(self.rows.glob("*.parquet")):
-            found = self._load(path)
-            if isinstance(found, str):
-                warnings.warn(f"{path} is {found}: not read", stacklevel=3)
-            else:
-                yield path, found
+            with suppress(OSError):
+                stat = path.stat()
+                state = (stat.st_mtime_ns, stat.st_size)
+                known = self._sound.get(path.name)
+                if known is None or known[0] != state:
+                    known = self._sound[path.name] = (state, self._fitted(self._examined(path)))
+                yield path, known[1]
 
-    def _load(self, path: Path) -> pa.Table | str:
-        """The table of a sound file, or in words what is wrong with it."""
+    def _examined(self, path: Path) -> pa.Table | str:
+        """The table in a file, or in words what is wrong with it."""
+        if path.suffix != ".parquet":
+            return "no file of rows"
         try:
-            stat = path.stat()
-            known = self._sound.get(path.name)
-            if known is not None and known[0] == (stat.st_mtime_ns, stat.st_size):
-                return known[1]
-            if path.suffix != ".parquet":
-                return "no file of rows"
-            table = pq.ParquetFile(pa.BufferReader(path.read_bytes()), page_checksum_verification=True).read()
-        except (OSError, pa.ArrowException) as error:
-            if isinstance(error, PermissionError):
-                raise UserError(
-                    f"`out` is {str(self.out)!r}: {path} cannot be read (permission denied)"
-                ) from None
+            return examine(path.read_bytes(), path.stem)
+        except PermissionError:
+            raise UserError(
+                f"`out` is {str(self.out)!r}: {path} cannot be read (permission denied)"
+            ) from None
+        except OSError:
             return "torn or not Parquet"
-        table = self._sorted_out(table, path.stem)
-        if isinstance(table, str):
-            return table
-        self._sound[path.name] = ((stat.st_mtime_ns, stat.st_size), table)
-        return table
 
-    def _sorted_out(self, table: pa.Table, key: str) -> pa.Table | str:
-        """The rows of a readable file in the columns of the study, or in words what is wrong with it.
-
-        Every part of its identity must say the same.
-        """
-        metadata = table.schema.metadata or {}
-        name, text = metadata.get(b"class", b"").decode(), metadata.get(b"run", b"").decode()
-        if not name or not text or "key" not in table.column_names:
-            return "not written by a study"
-        if metadata.get(b"key", b"").decode() != key or set(table.column("key").to_pylist()) != {key}:
-            return "of another key than its name says"
-        if not self.classes:
-            return table
-        if name not in self.classes:
-            return f"of another study (run class {name})"
-        conformed = conform(table, self.schema, self.classes[name])
-        if conformed is None:
-            return "of an earlier form of the study (other columns)"
-        try:
-            same = self.classes[name](**json.loads(text)["fields"]).key == key
-        except (ValueError, KeyError, TypeError):
-            same = False
-        return conformed if same else "of an earlier form of the study (other run or version)"
+    def _fitted(self, found: pa.Table | str) -> pa.Table | str:
+        """The same in the columns of the study, or in words why it is not of it."""
+        return fit(found, self.schema, self.classes) if self.classes and not isinstance(found, str) else found
 
     def _move(self, path: Path) -> Path:
         self.aside.mkdir(exist_ok=True)
@@ -237,3 +238,11 @@ class Store:
             raise UserError(
                 f"`out` is {str(self.out)!r}: cannot write there ({reason}); {safe}; {way}"
             ) from error
+
+
+def _left_out(names: Sequence[str], fault: str) -> str:
+    """One line for the files that have one fault."""
+    if len(names) == 1:
+        return f"{names[0]} is {fault}: left out; `regimes run` does its run again"
+    which = f"{len(names)} files of rows are {fault} (the first: {names[0]})"
+    return f"{which}: left out; `regimes run` does their runs again"
