@@ -17,6 +17,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # One thread per process: the tests and the studies use the cores through processes.
 export OMP_NUM_THREADS ?= 1
+# Products have the same bits wherever their operands lie, as in the processes of the studies.
+export MKL_CBWR ?= AUTO
 # Nothing is looked up or downloaded when the type checker runs: it and its node come from the package index.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 

@@ -12,6 +12,11 @@ import torch
 from filelock import FileLock
 from jaxtyping import install_import_hook
 
+from regimes.core.rounding import fix_rounding
+
+# As in the processes of the studies, and before the first product.
+fix_rounding()
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "src"
 

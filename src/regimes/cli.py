@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 import regimes
 from regimes.core.error import UserError
+from regimes.core.rounding import fix_rounding
 from regimes.papers.catalog import CATALOG, SCALES, find_study, stored_study
 
 __all__ = ["app", "main"]
@@ -253,6 +254,7 @@ def one_line(message: Warning | str, *_: Any) -> str:
 def main() -> None:
     """The console command ``regimes``."""
     warnings.formatwarning = one_line
+    fix_rounding()
     app(prog_name="regimes")
 
 

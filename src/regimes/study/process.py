@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from regimes.core.rounding import ROUNDING
+
 __all__ = ["die_with_parent", "keep_memory", "one_thread", "single_threaded"]
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -62,10 +64,12 @@ def single_threaded() -> Iterator[None]:
     """Child processes started inside use one thread each and get no Ctrl-C (their parent tells them to stop).
 
     The number of threads is read when a numerical library is loaded, so it must be in the environment from
-    the start.
+    the start; so must the mode in which products have the same bits at any alignment.
     """
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
+    rounding = {name: os.environ.get(name, value) for name, value in ROUNDING.items()}
+    settings = dict.fromkeys(THREADS, "1") | rounding
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     # a blocked signal stays blocked in the child; here it is delivered at the end, none is lost
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
