@@ -17,6 +17,7 @@ from regimes import measure, models
 from regimes.core.error import UserError
 from regimes.measure import Reduce
 from regimes.measure.kernel import machine
+from regimes.measure.kernel.confirm import survey
 from regimes.measure.kernel.cost import Order, Shape
 from regimes.measure.kernel.factor import Sequences, block_shape
 from regimes.measure.kernel.machine import Rates
@@ -28,7 +29,6 @@ from tests.properties import assert_close, assert_psd
 
 REDUCTIONS: tuple[Reduce, ...] = get_args(Reduce)
 ORDERS: tuple[Order, ...] = ("explicit", "gram", "one-sided")
-RATES = Rates(product=1e11, batched=5e10, traffic=1e10, shuffle=3e9)
 
 
 class Twice(nn.Module):
@@ -93,7 +93,7 @@ def with_head(body: str, hidden: int | None, outputs: int) -> nn.Module:
 def plan_of(module: nn.Module, x: Any, reduce: Reduce = "full", body: Any = None) -> Plan:
     with torch.no_grad():
         asked = request(module, x, None, reduce, body, None, None)
-        return make_plan(asked.network, asked.probe, reduce, RATES)
+        return make_plan(asked.network, survey(asked.network, asked.probe), reduce)
 
 
 def orders(plan: Plan) -> dict[str, Order]:
@@ -106,7 +106,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[Order], None]:
     """Every parameter for which an order is open takes it."""
 
     def forced(order: Order) -> None:
-        def cheapest(shape: Shape, reduce: Reduce, r: int, rates: Rates) -> Order:
+        def cheapest(shape: Shape, reduce: Reduce, r: int) -> Order:
             open_ = shape.tokens > 0 and (order != "one-sided" or (shape.taken > 0 and reduce == "full"))
             if open_ and (order != "one-sided" or shape.tokens > 1):
                 return order

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage
+from torch.nn.modules.module import _has_any_global_hook
 
 from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.derivative import bind
@@ -79,7 +80,7 @@ def survey(network: Network, probe: Inputs) -> Survey:
         if found[i] is None:
             rest.update(name for r in use.draft.references.values() for name in r.names)
     sites = _without(found, rest)
-    sure = _is_plain(network.module)
+    sure = _is_plain(network)
     sites, wrong = (sites, set[str]()) if sure else _confirmed(network, probe, sites, used - rest)
     rest |= wrong
     order = [name for name in network.trained if name in rest]
@@ -100,7 +101,7 @@ def _buffers(network: Network) -> dict[str, int]:
     }
 
 
-def _check_state(network: Network, reached_leaves: set[int], before: Mapping[str, int]) -> None:
+def _check_state(network: Network, reached_leaves: Collection[int], before: Mapping[str, int]) -> None:
     """Raise if the network moves when it is called, or holds parameters where they cannot be replaced."""
     for name, version in _buffers(network).items():
         if before.get(name, version) != version:
@@ -118,37 +119,43 @@ def _check_state(network: Network, reached_leaves: set[int], before: Mapping[str
 
 def _graph(network: Network, probe: Inputs) -> int:
     """Bytes that a forward pass on the probe leaves behind; 0 where torch cannot tell."""
-    kept: dict[int, int] = {}
+    kept: dict[int, UntypedStorage] = {}
     own = {value.untyped_storage().data_ptr() for value in network.values.values()}
     try:
         with _weighed(kept), record(network, probe) as run:
             for use in run.uses:
-                kept.update(
-                    (x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()) for x in use.draft.inputs
-                )
+                for x in use.draft.inputs:
+                    _keep(kept, x)
     except (RuntimeError, ValueError):
         # A module that allows no hooks: it calls torch.func, or says so itself.
         return 0
-    return sum(size for at, size in kept.items() if at not in own)
+    return sum(storage.nbytes() for at, storage in kept.items() if at not in own)
+
+
+def _keep(kept: dict[int, UntypedStorage], tensor: Tensor) -> None:
+    """Note where a tensor lies; held, lest another is put in its place and not counted."""
+    storage = tensor.untyped_storage()
+    kept[storage.data_ptr()] = storage
 
 
 @contextmanager
-def _weighed(kept: dict[int, int]) -> Iterator[None]:
-    """Inside the block whatever autograd keeps is noted: where it lies and its bytes."""
+def _weighed(kept: dict[int, UntypedStorage]) -> Iterator[None]:
+    """Inside the block whatever autograd keeps is noted by where it lies."""
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        _keep(kept, tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether the module is a sequence of our own layers, untouched: samples cannot meet in it."""
-    hooked = (m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules())
-    return is_stackable(module) and not any(hooked)
+def _is_plain(network: Network) -> bool:
+    """Whether f is a sequence of our own layers, untouched: samples cannot meet in it."""
+    if network.output is not None or _has_any_global_hook() or not is_stackable(network.module):
+        return False
+    every = network.module.modules()
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in every)
 
 
 def _located(one: Pass, two: Pass) -> list[Site | None] | None:
@@ -198,12 +205,13 @@ def _mixed(
                         sums[name] = sums[name] + each if name in sums else each
             except (RuntimeError, ValueError, TypeError, IndexError):
                 failed |= site.trains
-        zeros = {name: network.values[name].new_zeros(2, *network.values[name].shape) for name in names}
-    return {name: sums.get(name, zeros[name]).detach() for name in names if name not in failed}
+        for name in names - failed - sums.keys():
+            sums[name] = network.values[name].new_zeros(2, *network.values[name].shape)
+    return {name: each.detach() for name, each in sums.items() if name not in failed}
 
 
-def _alone(network: Network, probe: Inputs, names: Sequence[str]) -> dict[str, Tensor]:
-    """The same by autograd, one sample after the other."""
+def _alone(network: Network, probe: Inputs, names: Sequence[str]) -> dict[str, tuple[Tensor, ...]]:
+    """The same by autograd, one sample after the other; by name the gradient of each sample."""
     rows: list[tuple[Tensor, ...]] = []
     for i in range(count(probe)):
         leaves = network.leaves()
@@ -216,7 +224,7 @@ def _alone(network: Network, probe: Inputs, names: Sequence[str]) -> dict[str, T
                 rows.append(tuple(g.to_dense() if g.is_sparse else g for g in found))
             else:
                 rows.append(tuple(torch.zeros_like(leaf) for leaf in wanted))
-    return {name: torch.stack(each) for name, each in zip(names, zip(*rows, strict=True), strict=True)}
+    return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
 def _mix(outputs: Tensor) -> Tensor:
@@ -283,8 +291,8 @@ def _compared(
         for name in order
         if name not in ruled
         or name not in turned
-        or not _close(ruled[name], exact[name], noise)
-        or not _close(turned[name][swap], exact[name], noise)
+        or not _close(ruled[name], exact[name], sizes[name], noise)
+        or not _close(turned[name], exact[name][::-1], sizes[name].flip(0), noise.flip(0))
     }
     return wrong, small - wrong
 
@@ -300,12 +308,12 @@ def _moved(values: Mapping[str, Tensor], trained: Sequence[str]) -> dict[str, Te
     return moved
 
 
-def _sizes(each: Tensor) -> Tensor:
+def _sizes(each: Iterable[Tensor]) -> Tensor:
     """The norm of the gradient of each sample."""
-    return torch.linalg.vector_norm(each.reshape(len(each), -1), dim=1)
+    return torch.stack([torch.linalg.vector_norm(one) for one in each])
 
 
-def _close(a: Tensor, b: Tensor, noise: Tensor) -> bool:
-    """Equal up to rounding, sample by sample: a difference below sqrt(eps) in relative norm."""
-    size = torch.maximum(_sizes(a), _sizes(b))
-    return bool((_sizes(a - b) <= torch.finfo(a.dtype).eps ** 0.5 * size + noise).all())
+def _close(found: Tensor, each: Sequence[Tensor], size: Tensor, noise: Tensor) -> bool:
+    """Equal up to rounding, sample by sample: a difference below sqrt(eps) of the size of what is expected."""
+    away = _sizes(a - b for a, b in zip(found, each, strict=True))
+    return bool((away <= torch.finfo(found.dtype).eps ** 0.5 * size + noise).all())

@@ -1,4 +1,4 @@
-"""How fast this machine is, measured once and kept: the constants of the cost model."""
+"""How fast this machine is, measured once and kept: for forecasts, which decide nothing."""
 
 from __future__ import annotations
 

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from regimes.core.batch import Inputs, check, device_of
 from regimes.core.derivative import Output, exact
 from regimes.core.error import UserError
+from regimes.measure.kernel.confirm import survey
 from regimes.measure.kernel.factor import Reduce
 from regimes.measure.kernel.file import KernelFile, check_path, fingerprint, write
 from regimes.measure.kernel.layout import Problem, lay_out
-from regimes.measure.kernel.machine import rates
-from regimes.measure.kernel.memory import forget
 from regimes.measure.kernel.plan import Plan, by_jacobian, make_plan
 from regimes.measure.kernel.request import Request, request
 from regimes.measure.kernel.site import IrregularError
@@ -125,7 +124,7 @@ def ntk(
     with exact(device_of(x1)), torch.no_grad(), _bar(progress) as tick:
         asked = request(module, x1, x2, reduce, output, memory, parameters)
         if path is None:
-            return _computed(asked, by_layer, tick)
+            return _computed(asked, planned(asked), by_layer, tick)
         return _written(asked, path, overwrite, tick)
 
 
@@ -173,24 +172,24 @@ def ntk_sketch(
     check(x1, "x1")
     with exact(device_of(x1)), torch.no_grad():
         asked = request(module, x1, x2, "trace", output, memory, parameters)
-        c = planned(asked).survey.outputs
+        found = survey(asked.network, asked.probe)
+        c = found.outputs
         signs = torch.randint(0, 2, (probes, c), generator=torch.Generator().manual_seed(seed)) * 2 - 1
         rays = signs.to(asked.network.dtype).to(asked.network.device) / c**0.5
-        found = _computed(asked, False, lambda _: None, rays)
-        assert isinstance(found, Tensor)
-        return found
+        kernel = _computed(asked, make_plan(asked.network, found, "trace", rays), False, lambda _: None)
+        assert isinstance(kernel, Tensor)
+        return kernel
 
 
-def planned(asked: Request, directions: Tensor | None = None) -> Plan:
-    """How the kernel is put together."""
-    network = asked.network
-    return make_plan(network, asked.probe, asked.reduce, rates(network.device, network.dtype), directions)
+def planned(asked: Request) -> Plan:
+    """How the kernel is put together. The network is looked at in each call: it may have changed in any way."""
+    return make_plan(asked.network, survey(asked.network, asked.probe), asked.reduce)
 
 
-def _by_jacobian(asked: Request, directions: Tensor | None = None) -> Plan:
+def _by_jacobian(asked: Request, plan: Plan) -> Plan:
     """The plan for a network that does not keep to its own; looked at anew, it may have to be refused."""
-    forget(asked.network)
-    return by_jacobian(asked.network, planned(asked, directions))
+    survey(asked.network, asked.probe)
+    return by_jacobian(asked.network, plan)
 
 
 def task_of(asked: Request, plan: Plan, by_layer: bool, stored: bool) -> Task:
@@ -206,14 +205,13 @@ def task_of(asked: Request, plan: Plan, by_layer: bool, stored: bool) -> Task:
 
 
 def _computed(
-    asked: Request, by_layer: bool, tick: Callable[[float], None], directions: Tensor | None = None
+    asked: Request, plan: Plan, by_layer: bool, tick: Callable[[float], None]
 ) -> Tensor | dict[str, Tensor]:
     """The kernel in memory."""
-    plan = planned(asked, directions)
     try:
         store = _filled(asked, plan, by_layer, tick)
     except IrregularError:
-        plan = _by_jacobian(asked, directions)
+        plan = _by_jacobian(asked, plan)
         store = _filled(asked, plan, by_layer, tick)
     if not by_layer:
         return store.kernel("")
@@ -242,7 +240,7 @@ def _written(asked: Request, path: Path, overwrite: bool, tick: Callable[[float]
     try:
         write(task_of(asked, plan, False, stored=True), file, shape, tick)
     except IrregularError:
-        write(task_of(asked, _by_jacobian(asked), False, stored=True), file, shape, tick)
+        write(task_of(asked, _by_jacobian(asked, plan), False, stored=True), file, shape, tick)
     return file.tensor()
 
 

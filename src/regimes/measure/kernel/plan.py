@@ -8,12 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from regimes.core.batch import Inputs
 from regimes.measure.kernel.confirm import Survey
 from regimes.measure.kernel.cost import Order, Shape, cheapest
 from regimes.measure.kernel.factor import Reduce
-from regimes.measure.kernel.machine import Rates
-from regimes.measure.kernel.memory import known
 from regimes.measure.kernel.network import Network
 from regimes.measure.kernel.site import Site
 
@@ -72,19 +69,15 @@ class Plan:
         return len(self.directions)
 
 
-def make_plan(
-    network: Network, probe: Inputs, reduce: Reduce, rates: Rates, directions: Tensor | None = None
-) -> Plan:
-    """Look at the network on two samples and choose.
+def make_plan(network: Network, found: Survey, reduce: Reduce, directions: Tensor | None = None) -> Plan:
+    """Choose the orders of contraction.
 
     Args:
         network: f.
-        probe: two samples.
+        found: how it uses its parameters.
         reduce: the form of the kernel.
-        rates: of the machine.
         directions: (r, c), what the kernel is asked for in output space (default: each output).
     """
-    found = known(network, probe)
     c = found.outputs
     asked = directions
     if asked is None:
@@ -94,7 +87,7 @@ def make_plan(
     taken = frozenset(head.names) if head is not None else frozenset()
     if head is not None:
         base = _begun(base, head, network)
-    terms = list(_terms(network, base, taken, rates))
+    terms = list(_terms(network, base, taken))
     if head is not None:
         terms.append(head)
     if found.rest:
@@ -153,7 +146,7 @@ def _begun(plan: Plan, head: Term, network: Network) -> Plan:
     return replace(plan, begin=head.sites[0], directions=unit, lift=weight)
 
 
-def _terms(network: Network, plan: Plan, taken: frozenset[str], rates: Rates) -> Iterator[Term]:
+def _terms(network: Network, plan: Plan, taken: frozenset[str]) -> Iterator[Term]:
     """What goes by rule, in the order of the first use of each parameter."""
     uses: dict[str, list[tuple[int, str]]] = {}
     for place, site in enumerate(plan.survey.sites):
@@ -168,7 +161,7 @@ def _terms(network: Network, plan: Plan, taken: frozenset[str], rates: Rates) ->
         sites = [plan.survey.sites[place] for place, _ in places]
         shape = _shape(network, name, [s for s in sites if s is not None], [part for _, part in places])
         bias = _bias(plan.survey, name, places, uses) if shape.tokens == 1 else None
-        order = cheapest(shape, plan.reduce, plan.width, rates)
+        order = cheapest(shape, plan.reduce, plan.width)
         at = tuple(place for place, _ in places)
         factor = sites[0].factor_of(name) if sites[0] is not None else 1.0
         if order == "gram" and bias is not None:

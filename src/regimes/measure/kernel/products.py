@@ -179,7 +179,7 @@ class _Examiner:
             raise UserError("`module`: draws random numbers in its forward; call .eval(), or take them out")
         if changed := [name for name, b, version in buffers if _version(b) != version]:
             raise UserError(f"`module`: changes '{changed[0]}' in its forward; call .eval() first")
-        if reached(outputs) & {id(other) for other in self._others}:
+        if reached(outputs).keys() & {id(other) for other in self._others}:
             raise UserError(
                 "`module`: keeps tensors computed from its parameters from one call to the next, so that their "
                 "gradients are lost; compute them in the forward"

@@ -11,7 +11,6 @@ import inspect
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -118,7 +117,8 @@ class Recorder(TorchFunctionMode):
         for tensor in call.tensors():
             reference = self._references.get(id(tensor))
             if reference is not None and not tensor.is_leaf:
-                names = tuple(self._names[leaf] for leaf in reached(tensor) if leaf in self._names)
+                found = reached(tensor)
+                names = tuple(name for leaf, name in self._names.items() if leaf in found)
                 kept = reference.version == tensor._version and len(names) == 1
                 self._references[id(tensor)] = replace(
                     reference, names=names, factor=reference.factor if kept else None
@@ -212,10 +212,10 @@ def _inside_function() -> bool:
     return False
 
 
-def reached(tensor: Tensor) -> set[int]:
-    """The leaves, by id, that the graph of a tensor leads to."""
+def reached(tensor: Tensor) -> dict[int, Tensor]:
+    """The leaves that the graph of a tensor leads to, by id; held, lest another tensor is given the id of one."""
     seen: set[Any] = set()
-    leaves: set[int] = set()
+    leaves: dict[int, Tensor] = {}
     waiting: list[Any] = [tensor.grad_fn] if tensor.grad_fn is not None else []
     while waiting:
         node = waiting.pop()
@@ -227,7 +227,7 @@ def reached(tensor: Tensor) -> set[int]:
                 continue
             leaf = getattr(following, "variable", None)
             if leaf is not None:
-                leaves.add(id(leaf))
+                leaves[id(leaf)] = leaf
             waiting.append(following)
     return leaves
 
@@ -270,9 +270,11 @@ def _is_composite(function: Any) -> bool:
     return isinstance(function, FunctionType) and function.__module__ == "torch.nn.functional"
 
 
-@cache
 def _opened(function: FunctionType) -> FunctionType:
-    """A function of torch.nn.functional that does its work without handing itself to the mode again."""
+    """A function of torch.nn.functional that does its work without handing itself to the mode again.
+
+    It is made at each call: what it calls may have been replaced since the last one.
+    """
 
     def never(*_args: Any) -> bool:
         return False
