@@ -306,8 +306,12 @@ def test_goes_on_exactly(tau: float) -> None:
 def test_what_was_saved_must_fit() -> None:
     x, y = task(20, 5)
     other = train.flow(models.mlp(5, 16, 1), x, y).state_dict()
-    with pytest.raises(UserError, match="`saved`: holds"):
+    with pytest.raises(UserError, match=r"`modules`: '0.weight': got \[17, 5\], expected \[16, 5\]"):
         train.flow(models.mlp(5, 17, 1), x, y).load_state_dict(other)
+    members = [models.mlp(5, 16, 1, seed=seed) for seed in range(2)]
+    for saved in (other, {name: other[name] for name in ("front", "origin", "pending", "seconds")}):
+        with pytest.raises(UserError, match="`saved`: holds"):
+            train.flow(members, x, y).load_state_dict(saved)
 
 
 def test_mistakes_name_the_argument() -> None:

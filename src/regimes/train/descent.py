@@ -3,9 +3,10 @@ r"""Stochastic gradient descent with momentum, for one network or many members t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,41 @@ class _Front(Front):
 
 class Descent(Engine[_Front, _Rule]):
     """A descent under way: iterate over it for its states; see :func:`descent`."""
+
+    def _method(self) -> dict[str, Any]:
+        """All of the rule but its length; a learning rate that is a function shows in the times only."""
+        rule = self.rule
+        named = {
+            "momentum": rule.momentum,
+            "batch_size": rule.batch,
+            "seed": rule.seed,
+            "margin": rule.margin,
+        }
+        constant = isinstance(rule.lr, partial) and rule.lr.func is _constant
+        return named | ({"lr": rule.lr(0)} if constant else {})
+
+    def _check_front(self, front: Mapping[str, Any]) -> None:
+        """The velocity, the sum of the rates so far, and the order of the samples in this epoch."""
+        rule, step = self.rule, front["step"]
+        if bool(front["v"].numel()) != bool(rule.momentum) and len(front["members"]):
+            came = "no velocity" if not front["v"].numel() else "a velocity"
+            raise UserError(
+                f"`momentum`: got {rule.momentum}, but the saved run has {came}; give the engine the same"
+            )
+        time = sum(map(_finite_rate, map(rule.lr, range(step))))
+        if not math.isclose(time, front["time"], rel_tol=1e-9):
+            raise UserError(
+                f"`lr`: its first {step} rates sum to {time}, expected {front['time']}, as in the saved run; only "
+                "the rates of the steps to come may differ"
+            )
+        seen = torch.zeros(0, dtype=torch.int64)
+        if step and rule.batch < len(self.inputs):
+            seen = _order(rule.seed, (step - 1) // rule.epoch, len(self.inputs))
+        if not torch.equal(front["order"].cpu(), seen):
+            raise UserError(
+                f"`seed`, `batch_size`: got {rule.seed} and {rule.batch}, expected those of the saved run, which saw "
+                f"the {len(self.inputs)} samples in another order"
+            )
 
     def _advance(self) -> None:
         """Look at the whole training set where the rule asks for it, then compute a step of each member."""

@@ -6,8 +6,9 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from regimes.core.loss import Loss
 from regimes.core.state import State, Status
 from regimes.core.tree import Flat
 from regimes.train.program import Program, choose_dtype, members_of
+from regimes.train.saved import check_function, check_keys, check_settings, function_of, settings_of
 from regimes.train.target import check_margin_targets
 
 __all__ = ["Engine", "Front", "prepare"]
@@ -72,6 +74,18 @@ class Engine(ABC, Generic[AFront, ARule]):
     @abstractmethod
     def _advance(self) -> None:
         """Compute, record the states reached, and go on with the members that have not ended."""
+
+    @abstractmethod
+    def _method(self) -> dict[str, Any]:
+        """The settings of the rule that decide where a run goes, by the names of their arguments."""
+
+    @abstractmethod
+    def _check_front(self, front: Mapping[str, Any]) -> None:
+        """Raise if the rule does not lead to where a saved run is; its tensors are on any device."""
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        return settings_of(self.program, self.inputs, self.targets) | self._method()
 
     def __iter__(self) -> Iterator[State]:
         """The states of each member, in order, until all have ended.
@@ -139,19 +153,39 @@ class Engine(ABC, Generic[AFront, ARule]):
         ]
         front = {f.name: getattr(self._front, f.name) for f in fields(self._front)}
         kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in front.items()}
-        return {"front": kept, "origin": self._origin.clone(), "pending": pending, "seconds": self._seconds}
+        return {
+            "front": kept,
+            "origin": self._origin.clone(),
+            "pending": pending,
+            "seconds": self._seconds,
+            "settings": dict(self._settings),
+            "function": function_of(self.program, self._origin, self.inputs, self._offsets),
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict` of the same members, data and settings, bit for bit on a CPU.
 
+        Limits (``max_steps``, ``steps``, ``epochs``, ``max_seconds``) may differ, to go on for longer. A state of a
+        version that saved no settings is held against what it does hold.
+
         Raises:
-            UserError: if what was saved has other members or parameters.
+            UserError: if what was saved has other members, parameters, data or settings; names both values.
         """
+        check_keys(saved, {"front", "origin", "pending", "seconds"}, {f.name for f in fields(self._front)})
+        if len(saved["origin"]) == len(self._origin):
+            check_settings(saved.get("settings", {}), self._settings)
         if saved["origin"].shape != self._origin.shape:
             came, here = tuple(saved["origin"].shape), tuple(self._origin.shape)
             raise UserError(
                 f"`saved`: holds (members, parameters) = {came}, expected {here}; build the same engine first"
             )
+        if saved["origin"].dtype != self._origin.dtype:
+            raise UserError(
+                f"`dtype`: got {self._origin.dtype}, expected {saved['origin'].dtype}, as in the saved run"
+            )
+        self._check_front(saved["front"])
+        origin = saved["origin"].to(self._origin)
+        check_function(saved.get("function"), function_of(self.program, origin, self.inputs, self._offsets))
         place = self.program.device
         front = {
             name: value.to(place, copy=True) if isinstance(value, Tensor) else value

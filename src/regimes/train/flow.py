@@ -3,8 +3,9 @@ r"""Gradient flow with adapted steps, for one network or for many members, each 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
 from regimes.train.engine import Engine, Front, prepare
+from regimes.train.saved import in_words
 
 __all__ = ["Flow", "Tolerance", "flow"]
 
@@ -63,11 +65,28 @@ class _Rule:
 
     tolerance: Tolerance
     max_steps: float
+    taus: Tensor  # (members,)
     roots: Tensor | None  # square roots of the rates of the law of width
 
 
 class Flow(Engine[_Front, _Rule]):
     """A gradient flow under way: iterate over it for its states; see :func:`flow`."""
+
+    def _method(self) -> dict[str, Any]:
+        """The tolerance; every tau is in the front."""
+        return {"tolerance": in_words(self.rule.tolerance)}
+
+    def _check_front(self, front: Mapping[str, Any]) -> None:
+        """The momentum time of each member that still runs."""
+        members = front["members"].tolist()
+        for member, then, now in zip(
+            members, front["tau"].tolist(), self.rule.taus[members].tolist(), strict=True
+        ):
+            if then != now:
+                raise UserError(
+                    f"`tau` of member {member}: got {now}, expected {then}, as in the saved run; give the engine the "
+                    "same, or start a run of its own"
+                )
 
     def _velocity(self, front: _Front) -> Tensor:
         r"""grad L, or with momentum :math:`-v`, where v <- e v - (1 - e) grad L and e = exp(-dt / tau)."""
@@ -184,7 +203,8 @@ def flow(
     Returns:
         An iterable of :class:`~regimes.core.state.State`: each member at the start, after each accepted step
         and at its end (``state.status``), members told apart by ``state.member``; time in units of the flow,
-        loss is alpha^2 L. ``state_dict`` and ``load_state_dict`` go on exactly.
+        loss is alpha^2 L. ``state_dict`` and ``load_state_dict`` go on exactly, with the
+        same members, data and settings (limits may differ).
 
     Raises:
         UserError: if data and module do not fit, or the members differ in architecture.
@@ -215,7 +235,7 @@ def flow(
         step=zero,
         rejected=zero,
     )
-    rule = _Rule(tolerance or Tolerance(), max_steps, roots)
+    rule = _Rule(tolerance or Tolerance(), max_steps, taus, roots)
     under_way = Flow(program, x, y, rule, max_seconds, front, start, offsets)
     under_way._settle(front, torch.ones_like(everyone, dtype=torch.bool))
     return under_way
