@@ -3,7 +3,18 @@
 import importlib
 from types import ModuleType
 
-__all__ = ["activation", "batch", "decision", "derivative", "error", "layer", "loss", "state", "tree"]
+__all__ = [
+    "activation",
+    "batch",
+    "decision",
+    "derivative",
+    "error",
+    "estimate",
+    "layer",
+    "loss",
+    "state",
+    "tree",
+]
 
 
 def __getattr__(name: str) -> ModuleType:
