@@ -77,9 +77,10 @@ def test_jacobian_is_that_of_autograd(name: str, chunk: int | None) -> None:
         assert_close(found[key], rows)
 
 
-def test_jacobian_of_some_parameters() -> None:
+@pytest.mark.parametrize("names", ["2.weight", ["2.weight"]])
+def test_jacobian_of_some_parameters(names: str | list[str]) -> None:
     module, x = build("mlp"), inputs()
-    found = jacobian(module, trainable(module), x, names=["2.weight"])
+    found = jacobian(module, trainable(module), x, names=names)
     assert list(found) == ["2.weight"]
     assert_close(found["2.weight"], reference.jacobian(module, x)["2.weight"])
 

@@ -101,8 +101,10 @@ def test_ends_are_the_outermost_and_fullest(rows: Any) -> None:
 
 
 def test_need_names_what_is_missing(rows: Any) -> None:
-    with pytest.raises(UserError, match="no column 'gap'"):
-        need(rows, ["gap"])
+    for gap in (["gap"], "gap"):
+        with pytest.raises(UserError, match="no column 'gap': expected"):
+            need(rows, gap)
+    assert len(need(rows, "width")) == len(rows)
     with pytest.raises(UserError, match="none with gap"):
         need(rows.assign(gap=np.nan), ["gap"])
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regimes.core.error import UserError
+from regimes.study import Scale, Study, forecast_study, run_study
 from regimes.study.run import Run
 from regimes.study.sweep import Sweep, bisection, combine, grid
 from tests.study.toy import Toy
@@ -38,7 +40,7 @@ def settle(sweep: Sweep, curve: Callable[[Toy], float | tuple[float, str]], roun
     """What the sweep wants in the end; all that is wanted is finished in every round."""
     wanted: Sequence[Run] = ()
     for _ in range(rounds):
-        before, wanted = wanted, sweep(frame_of(wanted, curve))
+        before, wanted = wanted, tuple(sweep(frame_of(wanted, curve)))
         if {run.key for run in before} == {run.key for run in wanted}:
             return [run for run in wanted if isinstance(run, Toy)]
     raise AssertionError("wants more and more")
@@ -71,7 +73,16 @@ def test_mistakes_show_when_the_sweep_is_declared() -> None:
     with pytest.raises(UserError, match="`alpha` is no field"):
         bisection(Toy, axis="alpha", column="value", level=1.0, start=[1, 2], width=1)
     bad: dict[str, Any]
-    for bad in ({"start": [1.0]}, {"start": [-1.0, 1.0]}, {"factor": 1.0}, {"reach": 0.5}, {"seed": []}):
+    for bad in (
+        {"start": [1.0]},
+        {"start": "1, 2"},
+        {"start": "one"},
+        {"usable": []},
+        {"start": [-1.0, 1.0]},
+        {"factor": 1.0},
+        {"reach": 0.5},
+        {"seed": []},
+    ):
         options = {"axis": "x", "column": "value", "level": 1.0, "start": [1, 2], "width": 1, **bad}
         with pytest.raises(UserError, match=f"`{next(iter(bad))}` is"):
             bisection(Toy, **options)
@@ -84,6 +95,7 @@ def test_combined_sweeps_keep_each_run_once() -> None:
     assert [run.width for run in runs if isinstance(run, Toy)] == [1, 2, 3]
 
 
+@settings(deadline=None)
 @given(
     crossing=st.floats(-4, 4),
     slope=st.sampled_from([-1.3, -0.2, 0.2, 1.3]),
@@ -180,3 +192,61 @@ def test_a_column_that_is_not_there_is_named() -> None:
     sweep = bisection(Toy, axis="x", column="drift", level=1.0, start=[1, 2], width=1)
     with pytest.raises(UserError, match="`column` is 'drift': the rows have key, width"):
         sweep(frame_of(sweep(EMPTY), lambda run: run.x))
+
+
+def test_one_name_or_seed_is_as_good_as_several() -> None:
+    """A text is one name, not its letters."""
+
+    def search(**options: Any) -> set[str]:
+        chosen: dict[str, Any] = {"axis": "x", "column": "value", "level": 8.0, "start": [1, 100], **options}
+        return {run.key for run in settle(bisection(Toy, width=1, **chosen), lambda run: run.x)}
+
+    several = search(usable=("finished",), seed=(0,), start=(1.0, 100.0))
+    assert len(several) > 3
+    assert search(usable="finished") == search(usable=iter(["finished"])) == several
+    assert search(seed=0) == search(seed=iter([0])) == search(start=iter([100, 1])) == several
+
+
+SHAPES: dict[str, Callable[[Sequence[Run]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "iterator": iter,
+    "generator": lambda runs: (run for run in runs),
+    "filter": lambda runs: filter(None, runs),
+    "values": lambda runs: {run.key: run for run in runs}.values(),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kept", [False, True])
+def test_runs_may_come_in_anything_that_holds_them(tmp_path: Path, shape: str, kept: bool) -> None:
+    """Made at each call, or once for all calls: every run is carried out, and counted."""
+    runs = grid(Toy, width=[1, 2], seed=range(2))(EMPTY)
+
+    def sweep(settings: object) -> Sweep:
+        held = SHAPES[shape](runs)
+        return lambda frame: held if kept else SHAPES[shape](runs)
+
+    study = Study("shaped", "", (Toy,), {"quick": Scale(sweep, "", "")})
+    forecast = forecast_study(study, "quick", tmp_path)
+    assert (forecast.wanted, forecast.finished) == (4, 0)
+    result = run_study(study, "quick", tmp_path, quiet=True)
+    assert (result.wanted, result.finished, result.carried_out) == (4, 4, 4)
+    assert run_study(study, "quick", tmp_path, quiet=True).finished == 4
+
+
+def test_an_iterator_that_was_read_before_is_no_empty_study(tmp_path: Path) -> None:
+    held = iter(grid(Toy, width=1)(EMPTY))
+    study = Study("spent", "", (Toy,), {"quick": Scale(lambda settings: lambda frame: held, "", "")})
+    assert forecast_study(study, "quick", tmp_path).wanted == 1
+    with pytest.raises(UserError, match="`sweep` of study spent gave a tuple_iterator with nothing in it"):
+        run_study(study, "quick", tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "runs", Toy(width=1), {"run": Toy(width=1)}])
+def test_what_holds_no_runs_is_named(tmp_path: Path, wrong: Any) -> None:
+    study = Study("odd", "", (Toy,), {"quick": Scale(lambda settings: lambda frame: wrong, "", "")})
+    with pytest.raises(
+        UserError, match=f"`sweep` of study odd gave {type(wrong).__name__}: expected the runs"
+    ):
+        run_study(study, "quick", tmp_path, quiet=True)

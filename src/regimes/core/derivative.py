@@ -302,7 +302,7 @@ def jacobian(
     parameters: Tree,
     x: Inputs,
     *,
-    names: Sequence[str] | None = None,
+    names: str | Sequence[str] | None = None,
     chunk: int | None = None,
     output: Output | None = None,
 ) -> dict[str, Float[Tensor, "n c ..."]]:
@@ -315,7 +315,7 @@ def jacobian(
         module: f.
         parameters: w by name.
         x: inputs.
-        names: the parameters to differentiate by (default: all in ``parameters``).
+        names: the parameters to differentiate by, one name or several (default: all in ``parameters``).
         chunk: the number of samples at a time (default: all).
         output: what picks the outputs from what the module returns.
 
@@ -337,7 +337,8 @@ def jacobian(
     with exact(device_of(x)), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         every = {name: plain(value) for name, value in parameters.items()}
-        wanted = {name: every[name] for name in (every if names is None else names)}
+        named = [names] if isinstance(names, str) else every if names is None else names
+        wanted = {name: every[name] for name in named}
         return _rows(outputs, wanted, transform(x, plain), chunk)
 
 

@@ -28,18 +28,19 @@ __all__ = [
 PANEL = ("dataset", "task", "arch", "depth", "n")
 
 
-def need(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """The rows that have a value in each of ``columns``.
+def need(frame: pd.DataFrame, columns: str | Sequence[str]) -> pd.DataFrame:
+    """The rows that have a value in each of ``columns`` (one name, or several).
 
     Raises:
         UserError: if a column is missing or no row is left.
     """
+    columns = [columns] if isinstance(columns, str) else list(columns)
     if missing := [name for name in columns if name not in frame.columns]:
         raise UserError(
             f"`frame` ({len(frame)} rows) has no column {', '.join(map(repr, missing))}: "
             "expected the rows of a study that measures it"
         )
-    found = frame.dropna(subset=list(columns))
+    found = frame.dropna(subset=columns)
     if found.empty:
         raise UserError(
             f"`frame` has {len(frame)} rows, none with {', '.join(columns)}: let the study finish some runs"

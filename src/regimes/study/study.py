@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from regimes.core.error import UserError, nearest
 from regimes.study.run import Run
 from regimes.study.schema import schema_of
-from regimes.study.sweep import Sweep
+from regimes.study.sweep import Listed, Sweep, listed
 
 __all__ = [
     "Option",
@@ -161,8 +161,8 @@ class Study:
             for name, option in self.options.items()
         }
 
-    def sweep(self, scale: str, settings: Settings) -> Sweep:
-        """The sweep of a scale; ``settings`` as ``Study.settings`` gives them.
+    def sweep(self, scale: str, settings: Settings) -> Listed:
+        """The sweep of a scale, its runs in a tuple; ``settings`` as ``Study.settings`` gives them.
 
         Raises:
             UserError: the sweep is no function of the rows.
@@ -173,7 +173,7 @@ class Study:
                 f"`sweep` of scale {scale} gave {type(sweep).__name__}: expected settings -> sweep, "
                 "such as lambda settings: grid(...)"
             )
-        return sweep
+        return listed(sweep, self.name)
 
     def scale(self, name: str) -> Scale:
         """The scale of that name."""

@@ -16,20 +16,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel
 
 from regimes.core.error import UserError
 from regimes.study.run import Run
 
-__all__ = ["Search", "Sweep", "bisection", "bounded", "combine", "grid"]
+__all__ = ["Listed", "Search", "Sweep", "bisection", "bounded", "combine", "grid"]
 
-Sweep = Callable[[pd.DataFrame], Sequence[Run]]
+Sweep = Callable[[pd.DataFrame], Iterable[Run]]
+Listed = Callable[[pd.DataFrame], tuple[Run, ...]]
 MOST = 100_000
 """Most runs of a study: a run is a file, and a table of more of them is no longer held in memory."""
 TOO_MANY = f": a study has at most {MOST}; give fewer seeds or points, or divide it into several studies"
 _declared: ContextVar[int | None] = ContextVar("declared", default=None)
 
 
-def grid(run: type[Run], **axes: Any) -> Sweep:
+def grid(run: type[Run], **axes: Any) -> Listed:
     """All combinations of the values of the axes; the first axis varies slowest, equal runs are kept once.
 
     Args:
@@ -51,7 +53,7 @@ def grid(run: type[Run], **axes: Any) -> Sweep:
     return lambda frame: runs
 
 
-def combine(*sweeps: Sweep) -> Sweep:
+def combine(*sweeps: Sweep) -> Listed:
     """All runs of several sweeps, in their order, equal ones kept once."""
     return lambda frame: _unique(wanted for sweep in sweeps for wanted in sweep(frame))
 
@@ -91,19 +93,53 @@ def _count(runs: int) -> None:
         raise UserError(f"the sweep wants more than {MOST} runs{TOO_MANY}")
 
 
+def listed(sweep: Sweep, name: str) -> Listed:
+    """The same sweep with its runs in a tuple, whatever it gives them in: a list, a generator, an iterator.
+
+    An iterator can be read once, and a sweep is asked again and again: what one held is remembered.
+
+    Args:
+        sweep: of a study.
+        name: of that study.
+
+    Raises:
+        UserError: (the function) the sweep gives something that holds no runs, or an iterator that was read before.
+    """
+    read: list[tuple[object, tuple[Run, ...]]] = []
+
+    def wanted(frame: pd.DataFrame) -> tuple[Run, ...]:
+        found = sweep(frame)
+        if not isinstance(found, Iterable) or isinstance(found, str | Mapping | BaseModel):
+            raise UserError(
+                f"`sweep` of study {name} gave {type(found).__name__}: expected the runs it wants, in a list"
+            )
+        if not isinstance(found, Iterator):
+            return bounded(found, f"`sweep` of study {name}")
+        if not read or read[0][0] is not found:
+            read[:] = [(found, bounded(found, f"`sweep` of study {name}"))]
+        if not read[0][1]:
+            raise UserError(
+                f"`sweep` of study {name} gave a {type(found).__name__} with nothing in it: an iterator can be read "
+                "once; make it within the sweep, or give a list"
+            )
+        return read[0][1]
+
+    return wanted
+
+
 def bisection(
     run: type[Run],
     *,
     axis: str,
     column: str,
     level: float,
-    start: Sequence[float],
+    start: Iterable[float],
     factor: float = 1.5,
     reach: float = 1e3,
-    seed: Sequence[int] = (0,),
-    usable: Sequence[str] = ("finished",),
+    seed: int | Iterable[int] = (0,),
+    usable: str | Iterable[str] = ("finished",),
     **axes: Any,
-) -> Sweep:
+) -> Listed:
     """Find where the mean over seeds of a measured column crosses a level, along a log-spaced axis.
 
     For each combination of ``axes`` (a group) the first bracket in ``start`` is halved in the logarithm of
@@ -122,17 +158,25 @@ def bisection(
         start: values of the axis to begin with, at least two.
         factor: ratio of the bracket's ends at which the search ends.
         reach: how far outside ``start`` to look, as a factor.
-        seed: seeds to average over. A seed whose last row is nan or not of a ``usable`` status is left out of
-            the mean; a value of the axis where no seed is left brackets nothing and is stepped around.
-        usable: values of the column ``status`` that count, where there is such a column.
+        seed: seeds to average over, one or several. A seed whose last row is nan or not of a ``usable`` status is
+            left out of the mean; a value of the axis where no seed is left brackets nothing and is stepped around.
+        usable: values of the column ``status`` that count, one or several, where there is such a column.
         axes: field -> a value or several, as in ``grid``.
     """
-    search = Search(axis, column, level, _checked(start, factor, reach), factor, reach, tuple(usable))
+    search = Search(
+        axis,
+        column,
+        level,
+        _checked(_values("start", start), factor, reach),
+        factor,
+        reach,
+        _values("usable", usable),
+    )
     groups = _product(run, axes)
-    seeds = bounded(seed, "`seed`")
-    if not seeds:
-        raise UserError("`seed` is empty: expected at least one")
-
+    seeds = _values("seed", seed)
+    for name, several in (("seed", seeds), ("usable", search.usable)):
+        if not several:
+            raise UserError(f"`{name}` is empty: expected at least one")
     _count(len(groups) * len(seeds) * len(search.start))
 
     def members(group: Mapping[str, Any], value: float) -> list[Run]:
@@ -141,7 +185,7 @@ def bisection(
     for group in groups:
         members(group, search.start[0])  # a mistake in the declaration shows now, not after the grid has run
 
-    def sweep(frame: pd.DataFrame) -> Sequence[Run]:
+    def sweep(frame: pd.DataFrame) -> tuple[Run, ...]:
         last = search.last(frame)
         return _unique(
             wanted
@@ -244,8 +288,11 @@ class Search:
         return self._between(edge, min(walls), known) if up else self._between(max(walls), edge, known)
 
 
-def _checked(start: Sequence[float], factor: float, reach: float) -> tuple[float, ...]:
-    values = tuple(sorted({float(value) for value in start}))
+def _checked(start: Sequence[Any], factor: float, reach: float) -> tuple[float, ...]:
+    try:
+        values = tuple(sorted({float(value) for value in start}))
+    except (TypeError, ValueError):
+        values = ()
     if len(values) < 2 or values[0] <= 0 or not math.isfinite(values[-1]):
         raise UserError(f"`start` is {list(start)}: expected at least two different positive numbers")
     if not factor >= 1.001:
@@ -273,7 +320,7 @@ def _product(run: type[Run], axes: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _values(name: str, values: Any) -> tuple[Any, ...]:
     """The values of an axis: a text or a number is one value."""
     if isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping):
-        return bounded(values, f"axis `{name}`")
+        return bounded(values, f"`{name}`")
     return (values,)
 
 

@@ -12,12 +12,12 @@ from regimes.core.error import UserError
 from regimes.study.fault import blame
 from regimes.study.run import Run
 from regimes.study.study import Settings, Study
-from regimes.study.sweep import Sweep, bounded, one_study
+from regimes.study.sweep import Listed, one_study
 
 __all__ = ["declared", "wanted_runs", "weighed"]
 
 
-def declared(study: Study, scale: str, settings: Settings) -> Sweep:
+def declared(study: Study, scale: str, settings: Settings) -> Listed:
     """The sweep of a scale.
 
     Raises:
@@ -27,17 +27,14 @@ def declared(study: Study, scale: str, settings: Settings) -> Sweep:
         return study.sweep(scale, settings)
 
 
-def wanted_runs(sweep: Sweep, frame: pd.DataFrame, study: Study) -> tuple[Run, ...]:
+def wanted_runs(sweep: Listed, frame: pd.DataFrame, study: Study) -> tuple[Run, ...]:
     """What a sweep wants after these rows, each run once.
 
     Raises:
         UserError: something else than runs of the study's classes, or too many of them.
     """
     with blame(f"`sweep` of study {study.name}"):
-        found = sweep(frame)
-        if not isinstance(found, Iterable):
-            raise UserError(f"`sweep` of study {study.name} gave {type(found).__name__}: expected runs")
-        wanted = bounded(found, f"`sweep` of study {study.name}")
+        wanted = sweep(frame)
         for run in wanted:
             if type(run) not in study.runs:
                 raise UserError(
