@@ -193,7 +193,7 @@ BAD_ARGUMENTS = [
     ({"task": "even"}, "`task`: 'even' came, expected 'classes', 'parity' or a pair"),
     ({"train": 0}, "`train`: 0 came, expected a whole number from 1 on"),
     ({"train": -5}, "`train`: -5 came"),
-    ({"train": True}, "`train`: True came"),
+    ({"train": True}, "`train`: got True, expected a whole number"),
     ({"test": 0}, "`test`: 0 came"),
     ({"probe": 0}, "`probe`: 0 came"),
     ({"pca": 0}, "`pca`: 0 came"),

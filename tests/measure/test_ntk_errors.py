@@ -227,9 +227,32 @@ def test_a_name_that_the_module_does_not_take_is_in_the_message() -> None:
         measure.ntk(build("dict"), {"x": inputs(), "contxt": pair()["context"]})
 
 
-def test_an_error_of_the_module_is_its_own() -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+def test_inputs_that_the_module_does_not_take_are_named() -> None:
+    message = r"^`x1`: got torch\.float64 \(\d+, 4\) on cpu, which the module does not take: mat1 and mat2"
+    with pytest.raises(UserError, match=message) as caught:
         measure.ntk(nn.Linear(D + 1, 1).to(F64), inputs())
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+class Faulty(nn.Linear):
+    """A network whose forward has a fault of its own."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__(D, 1)
+        self.error = error
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.error is None:
+            return self.no_such_layer(input)  # pyright: ignore[reportCallIssue]
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), ValueError("mine"), TypeError("mine"), None])
+def test_an_error_of_the_module_is_its_own(error: Exception | None) -> None:
+    kind = AttributeError if error is None else type(error)
+    with pytest.raises(kind, match="no_such_layer" if error is None else "mine") as caught:
+        measure.ntk(Faulty(error).to(F64), inputs())
+    assert not isinstance(caught.value, UserError)
 
 
 # Options

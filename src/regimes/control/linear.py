@@ -21,6 +21,7 @@ from regimes.control.tangent import (
     transposed_twice,
 )
 from regimes.core.batch import check_finite, transform
+from regimes.core.check import checked
 from regimes.core.derivative import Output, bind, check_separable, plain, random_state
 from regimes.core.error import UserError
 from regimes.core.tree import sub, trainable
@@ -51,6 +52,7 @@ class _Anchor(nn.Module):
             owner.register_buffer(last, value.detach().clone())
 
 
+@checked
 class Linearized(nn.Module):
     r"""F(w, x) = f(a, x) + J(a, x) (w - a), an ordinary module, linear in its parameters w.
 
@@ -231,6 +233,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
         return torch.equal(a, b)
 
 
+@checked
 def linearize(module: nn.Module, *, output: Output | None = None) -> Linearized:
     r"""The linearisation of a network at its present parameters a: F(w, x) = f(a, x) + J(a, x) (w - a).
 

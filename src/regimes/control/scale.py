@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regimes.core.batch import check_finite
+from regimes.core.check import checked
 from regimes.core.error import UserError
 
 __all__ = ["LAZY", "Scaled", "duplicate", "scale", "unscaled"]
@@ -25,6 +26,7 @@ _DIGITS = (
 )
 
 
+@checked
 class Scaled(nn.Module):
     r"""F(w, x) = alpha * (f(w, x) - f(w0, x)), an ordinary module.
 
@@ -102,6 +104,7 @@ class Scaled(nn.Module):
         return f"{float(self.alpha):g} * {centred}"
 
 
+@checked
 def scale(module: nn.Module, alpha: float | Tensor, center: bool = True) -> Scaled:
     r"""Place a network between lazy and rich: F(w, x) = alpha * (f(w, x) - f(w0, x)).
 
@@ -145,6 +148,7 @@ def scale(module: nn.Module, alpha: float | Tensor, center: bool = True) -> Scal
     return Scaled(module, float(alpha), center)
 
 
+@checked
 def unscaled(module: nn.Module) -> tuple[nn.Module, float, nn.Module | None]:
     """f, alpha and the origin of a module: (module, 1, None) if it is not scaled."""
     if isinstance(module, Scaled):

@@ -26,6 +26,7 @@ from typing import Literal
 
 from torch import nn
 
+from regimes.core.check import checked
 from regimes.core.error import UserError, nearest
 from regimes.core.layer import Conv2d, Linear, Scaling
 from regimes.core.tree import trainable
@@ -35,6 +36,7 @@ __all__ = ["LAWS", "MEAN_FIELD", "MUP", "NTK", "STANDARD", "Law", "Role", "law",
 Role = Literal["input", "hidden", "output"]
 
 
+@checked
 @dataclass(frozen=True)
 class Law:
     """A law of width: powers of the fan-in for the hidden layers, further powers of h for the ends.
@@ -72,6 +74,7 @@ MUP = Law("mup", in_weights=True, output_power=-0.5, fast=True, alpha_star=0.0)
 LAWS: Mapping[str, Law] = MappingProxyType({each.name: each for each in (NTK, STANDARD, MEAN_FIELD, MUP)})
 
 
+@checked
 def law(name: str) -> Law:
     """The law of that name.
 
@@ -83,12 +86,14 @@ def law(name: str) -> Law:
     return LAWS[name]
 
 
+@checked
 def table(module: nn.Module) -> dict[str, Scaling]:
     """The side table of a module: name of each layer that carries a scaling -> its scaling."""
     layers = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, Linear | Conv2d))
     return {name: layer.scaling for name, layer in layers}
 
 
+@checked
 def rates(module: nn.Module) -> dict[str, float]:
     """The factor on the learning rate of each parameter that requires grad, by name (1 where no law says else).
 

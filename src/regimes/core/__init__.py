@@ -6,6 +6,7 @@ from types import ModuleType
 __all__ = [
     "activation",
     "batch",
+    "check",
     "decision",
     "derivative",
     "error",

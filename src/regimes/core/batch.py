@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dis
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ __all__ = [
     "device_of",
     "feed",
     "joined",
+    "misfit",
     "same_samples",
     "take",
     "tensors",
@@ -76,6 +79,41 @@ def feed(module: nn.Module, x: Inputs) -> Any:
     if isinstance(x, Tensor):
         return module(x)
     return module(**x) if isinstance(x, Mapping) else module(*x)
+
+
+def misfit(module: nn.Module, x: Inputs, name: str) -> UserError | None:
+    """What to say of inputs that the module does not take; None where it does, or fails by what its author raised.
+
+    Two samples are passed through it, without gradients. An error is one of fit where torch raised it (its own
+    files, or an operation); what the forward raised of its own, or by a name that is not there, is a fault in it.
+    """
+    try:
+        with torch.no_grad():
+            feed(module, take(x, slice(0, 2)))
+    except torch.OutOfMemoryError:
+        return None
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, UserError) or not _of_torch(error):
+            return None
+        came = ", ".join(
+            f"{label} {tensor.dtype} {tuple(tensor.shape)}".strip() for label, tensor in tensors(x).items()
+        )
+        return UserError(
+            f"`{name}`: got {came} on {device_of(x)}, which the module does not take: {str(error).splitlines()[0]}; "
+            "give it inputs that module(x) takes"
+        )
+    return None
+
+
+def _of_torch(error: Exception) -> bool:
+    """Whether torch raised it: a file of torch's, or an operation, which is no ``raise`` of Python's."""
+    trace = error.__traceback__
+    assert trace is not None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code, home = trace.tb_frame.f_code, os.path.dirname(torch.__file__)
+    raised = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return code.co_filename.startswith(home) or (type(error) is RuntimeError and not raised)
 
 
 def check(x: Inputs, name: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.data.catalog import Description, describe
 from regimes.data.image import Images, read
@@ -33,6 +34,7 @@ class Rows:
     test: np.ndarray
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Points with their targets.
@@ -56,6 +58,7 @@ class Split:
         return f"Split(x {tuple(self.x.shape)} {kind}, y {tuple(self.y.shape)} {str(self.y.dtype)[6:]})"
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """A data set with its task.
@@ -83,6 +86,7 @@ class Dataset:
         return f"Dataset({self.name}, {self.task}: {sizes}, x {tuple(self.train.x.shape[1:])})"
 
 
+@checked
 def load(
     name: str = "digits",
     *,

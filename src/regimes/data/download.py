@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.data.catalog import Description, describe, home
 from regimes.data.checksum import SUMS, locate, recorded
@@ -29,6 +30,7 @@ LONGEST_VALUE, LONGEST_HEADER = 8, 1 << 20
 BINARY = "cifar-10-batches-bin"
 
 
+@checked
 def fetch(
     name: str,
     directory: str | Path | None = None,

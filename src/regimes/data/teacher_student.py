@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.data.dataset import Dataset, Split, count
 
@@ -35,6 +36,7 @@ class Teacher:
     b: Float[Tensor, "units d"]
     seed: int
 
+    @checked
     def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """y(x).
 
@@ -45,6 +47,7 @@ class Teacher:
             raise UserError(f"`x`: got shape {tuple(x.shape)}, expected (n, {self.b.shape[1]})")
         return (x @ self.b.to(x).T).relu() @ self.a.to(x)
 
+    @checked
     def sample(self, points: int, *, seed: int) -> Split:
         """Fresh points with their targets, for the population loss: no training or test point is among them.
 
@@ -63,6 +66,7 @@ class Teacher:
         return f"Teacher({len(self.a)} units, seed {self.seed}, {self.dataset!r})"
 
 
+@checked
 def teacher(
     inputs: int,
     *,

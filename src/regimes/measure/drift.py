@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from regimes.control.width import rates
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.measure.kernel.factor import Reduce
@@ -26,6 +27,7 @@ def _check_pair(k: Tensor, k0: Tensor) -> None:
         )
 
 
+@checked
 def drift(k: Float[Tensor, " ..."], k0: Float[Tensor, " ..."]) -> float:
     """The kernel change dK = ||K - K0||_F / ||K0||_F: 0 in the lazy limit, of order one with features.
 
@@ -49,6 +51,7 @@ def drift(k: Float[Tensor, " ..."], k0: Float[Tensor, " ..."]) -> float:
     return float(moved / torch.linalg.vector_norm(k0)) if moved else 0.0
 
 
+@checked
 def kernel_distance(k: Float[Tensor, " ..."], k0: Float[Tensor, " ..."]) -> float:
     """1 - <K, K0> / (||K||_F ||K0||_F): like :func:`drift`, but blind to a kernel that only grows.
 
@@ -77,6 +80,7 @@ def _unit(k: Tensor) -> Tensor:
     return k / torch.linalg.vector_norm(k)
 
 
+@checked
 def alignment(
     k: Float[Tensor, "n n"], y: Shaped[Tensor, " n"] | Float[Tensor, "n c"], *, centered: bool = False
 ) -> float:
@@ -127,6 +131,7 @@ def one_hot(y: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(y.long()).double()
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class KernelDrift(Snapshot):
     """How far the tangent kernel of a member has moved since its start, on fixed inputs.

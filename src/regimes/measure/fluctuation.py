@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from regimes.core.batch import check_finite
+from regimes.core.check import checked
 from regimes.core.decision import wrong
 from regimes.core.error import UserError
 
@@ -68,6 +69,7 @@ def _jackknife(estimates: Tensor) -> float:
     return math.sqrt((m - 1) / m * float((estimates - estimates.mean()).square().sum()))
 
 
+@checked
 def fluctuation(outputs: Float[Tensor, "m n"] | Float[Tensor, "m n c"]) -> Fluctuation:
     r"""The variance of F over members: Var F = sum_i mean_x ||F_i(x) - mean_j F_j(x)||^2 / (M - 1).
 
@@ -97,6 +99,7 @@ def fluctuation(outputs: Float[Tensor, "m n"] | Float[Tensor, "m n c"]) -> Fluct
     return Fluctuation(float(variance), _jackknife(left), m)
 
 
+@checked
 def averaging(
     outputs: Float[Tensor, "m n"] | Float[Tensor, "m n c"], targets: Shaped[Tensor, " n"]
 ) -> Averaging:

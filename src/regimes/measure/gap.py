@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regimes.control.scale import unscaled
 from regimes.core.batch import Inputs, check, count, device_of
+from regimes.core.check import checked
 from regimes.core.derivative import Output, call, check_names, check_separable, columns, exact, jvp
 from regimes.core.error import UserError
 from regimes.core.state import State
@@ -22,6 +23,7 @@ __all__ = ["Gap", "check_trees", "gap", "linearized"]
 Tree = Mapping[str, Tensor]
 
 
+@checked
 def linearized(
     module: nn.Module,
     x: Inputs,
@@ -58,6 +60,7 @@ def linearized(
     return alpha * (start - center + along)
 
 
+@checked
 def gap(
     module: nn.Module,
     x: Inputs,
@@ -133,6 +136,7 @@ def check_trees(module: nn.Module, parameters: Tree, origin: Tree) -> None:
                 )
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Gap(Snapshot):
     """How far a member is from its linearisation at its start. Value: ``gap`` (see :func:`gap`).

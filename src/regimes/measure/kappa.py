@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.control.scale import unscaled
 from regimes.core.batch import Inputs, check, check_finite, count, device_of, transform
+from regimes.core.check import checked
 from regimes.core.derivative import (
     Output,
     call,
@@ -40,6 +41,7 @@ Tree = Mapping[str, Tensor]
 _TURNS = 1000
 
 
+@checked
 def kappa(
     module: nn.Module,
     x: Inputs,

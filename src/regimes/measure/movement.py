@@ -10,6 +10,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.core.tree import by_layer as group
@@ -19,6 +20,7 @@ __all__ = ["Movement", "movement"]
 
 
 @overload
+@checked
 def movement(
     parameters: Mapping[str, Tensor], origin: Mapping[str, Tensor], *, by_layer: Literal[False] = False
 ) -> float: ...
@@ -69,6 +71,7 @@ def _moved(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
     return far / size if size else math.inf
 
 
+@checked
 @dataclass(frozen=True)
 class Movement(Snapshot):
     """How far the parameters of a member have moved since its start. Value: ``dW`` (see :func:`movement`)."""

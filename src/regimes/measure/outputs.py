@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from regimes.core.check import checked
 from regimes.core.decision import wrong
 from regimes.core.derivative import columns
 from regimes.core.error import UserError
@@ -18,6 +19,7 @@ from regimes.measure.probe import Snapshot
 __all__ = ["Error", "Outputs", "error_rate"]
 
 
+@checked
 def error_rate(outputs: Float[Tensor, " n"] | Float[Tensor, "n c"], targets: Shaped[Tensor, " n"]) -> float:
     """The share of samples decided wrongly: by the sign of F where targets are -1 and +1, else by its largest entry.
 
@@ -50,6 +52,7 @@ def _outputs(state: State, inputs: Tensor) -> Tensor:
         return columns(state(inputs), len(inputs))
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Error(Snapshot):
     """The error rate on given data. Value: ``{name}_error``.
@@ -69,6 +72,7 @@ class Error(Snapshot):
         return {f"{self.name}_error": error_rate(_outputs(state, self.inputs), self.targets)}
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Outputs(Snapshot):
     """F(w, x) at the last state of a member, for averages over members.

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from regimes.control.scale import unscaled
 from regimes.core.batch import Inputs, check, count, device_of, take
+from regimes.core.check import checked
 from regimes.core.derivative import call, check_separable, exact
 from regimes.core.error import UserError
 from regimes.core.state import State
@@ -54,6 +55,7 @@ _AT_BOUND = {
 
 
 @overload
+@checked
 def pattern(
     module: nn.Module,
     x: Inputs,
@@ -239,6 +241,7 @@ def _without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Pattern(Snapshot):
     """The activation stability of a member since its start. Value: ``pattern`` (see :func:`pattern`).

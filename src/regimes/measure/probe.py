@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.state import State, Status
 
@@ -63,6 +64,7 @@ class Snapshot(Probe):
         return
 
 
+@checked
 def log_spaced(per_decade: int = 4, *, start: bool = False) -> When:
     """Look at the steps round(10^(k / per_decade)), k = 0, 1, ...
 
@@ -93,6 +95,7 @@ def log_spaced(per_decade: int = 4, *, start: bool = False) -> When:
     return following
 
 
+@checked
 def observe(states: Iterable[State], probes: Sequence[Probe], when: When | None = None) -> Iterator[Row]:
     """Look at a stream of states, members in any order.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from regimes.core.check import checked
 from regimes.core.state import State
 from regimes.measure.probe import Probe
 
@@ -24,6 +25,7 @@ def crossing(before: tuple[float, float], after: tuple[float, float], level: flo
     return start + (end - start) * (high - level) / (high - low)
 
 
+@checked
 @dataclass(frozen=True)
 class Times(Probe):
     r"""t1, when the loss alpha^2 L first falls below ``level``, and t2, when the run is finished.

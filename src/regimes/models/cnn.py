@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from regimes.control.width import NTK, Law
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.layer import Conv2d, Linear, SpatialMean
 from regimes.models.mlp import check_activation, check_law, check_sizes, check_start
@@ -16,6 +17,7 @@ __all__ = ["cnn"]
 _STRIDES = (2, 1, 2, 1)
 
 
+@checked
 def cnn(
     channels: int,
     width: int,

@@ -10,6 +10,7 @@ from torch import nn
 
 from regimes.control.width import NTK, Law
 from regimes.core.activation import ACTIVATIONS
+from regimes.core.check import checked
 from regimes.core.error import UserError, nearest
 from regimes.core.layer import Linear
 from regimes.models.symmetry import check_symmetric, symmetrize
@@ -17,6 +18,7 @@ from regimes.models.symmetry import check_symmetric, symmetrize
 __all__ = ["mlp"]
 
 
+@checked
 def mlp(
     inputs: int,
     width: int,

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.layer import SpatialMean
 from regimes.models.mlp import check_positive, check_sizes, check_start
@@ -21,6 +22,7 @@ _STAGES = (64, 128, 256, 512)
 _GROUP = 16
 
 
+@checked
 def resnet(
     channels: int = 3,
     outputs: int = 10,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from regimes.core.activation import ScaledTanh, Softplus
+from regimes.core.check import checked
 from regimes.core.error import UserError, nearest
 from regimes.core.layer import Linear, Scaling
 from regimes.models.mlp import check_activation, check_positive, check_sizes, check_start
@@ -24,6 +25,7 @@ _FACTORS: Mapping[str, float] = MappingProxyType(
 )
 
 
+@checked
 def two_layer(
     inputs: int,
     width: int,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.models.mlp import check_positive, check_sizes, check_start
 from regimes.models.symmetry import check_channels, symmetrize
@@ -20,6 +21,7 @@ _STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 _SMALLEST = 9
 
 
+@checked
 def vgg(
     channels: int = 3,
     outputs: int = 10,

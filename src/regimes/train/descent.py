@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
 from regimes.train.engine import Engine, Front, prepare
@@ -168,6 +169,7 @@ def _finite_rate(lr: float) -> float:
     return float(lr)
 
 
+@checked
 def descent(
     modules: nn.Module | Sequence[nn.Module],
     inputs: Tensor,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
 from regimes.train.engine import Engine, Front, prepare
@@ -21,6 +22,7 @@ __all__ = ["Flow", "Tolerance", "flow"]
 _REJECTIONS = 30
 
 
+@checked
 @dataclass(frozen=True)
 class Tolerance:
     r"""How far one step may change things (Geiger et al. 2020, constants of the authors' code).
@@ -166,6 +168,7 @@ def _choose(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return new
 
 
+@checked
 def flow(
     modules: nn.Module | Sequence[nn.Module],
     inputs: Tensor,

@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, Squared, squared
 from regimes.train.flow import Tolerance
@@ -22,6 +23,7 @@ from regimes.train.target import as_start, as_targets, check_targets
 __all__ = ["kernel"]
 
 
+@checked
 def kernel(
     kernel: Float[Tensor, "n n"] | Float[Tensor, "n n c"] | Float[Tensor, "n n c c"] | LinearOperator,
     targets: Shaped[Tensor, " n"] | Float[Tensor, "n c"],

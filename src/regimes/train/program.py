@@ -47,7 +47,7 @@ def choose_dtype(
     if lazy and asked != torch.float64:
         warnings.warn(
             f"alpha above {LAZY:g} in {asked}: alpha (f - f0) loses digits; leave `dtype` out for float64",
-            stacklevel=4,
+            stacklevel=5,
         )
     return asked
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regimes.core.batch import Inputs, check, count, device_of, take
+from regimes.core.check import checked
 from regimes.core.derivative import Output, exact
 from regimes.measure.kernel.build import Builder
 from regimes.measure.kernel.cost import pairing
@@ -82,6 +83,7 @@ class Forecast:
         return "\n".join(lines)
 
 
+@checked
 def ntk_forecast(
     module: nn.Module,
     x1: Inputs,

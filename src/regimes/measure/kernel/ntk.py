@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regimes.core.batch import Inputs, check, device_of
+from regimes.core.check import checked
 from regimes.core.derivative import Output, exact
 from regimes.core.error import UserError
 from regimes.measure.kernel.confirm import survey
@@ -60,6 +61,7 @@ def ntk(
     progress: bool = False,
     parameters: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Float[Tensor, "n1 n ..."]]: ...
+@checked
 def ntk(
     module: nn.Module,
     x1: Inputs,
@@ -128,6 +130,7 @@ def ntk(
         return _written(asked, path, overwrite, tick)
 
 
+@checked
 def ntk_sketch(
     module: nn.Module,
     x1: Inputs,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from regimes.core import batch
 from regimes.core.batch import Inputs
+from regimes.core.check import checked
 from regimes.core.derivative import Output, exact, plain
 from regimes.core.error import UserError
 from regimes.core.tree import norm
@@ -137,6 +138,7 @@ class TangentOperator(LinearOperator):
         return spectrum.effective_rank(self._matvec, self.shape[0], probes, seed)
 
 
+@checked
 def ntk_operator(
     module: nn.Module,
     x: Inputs,
