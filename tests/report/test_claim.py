@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,15 +13,16 @@ from hypothesis import strategies as st
 
 from regimes.core.error import UserError
 from regimes.report.claim import VERDICTS, Claim, Estimate, dumps, judge, verdict, verdicts
+from regimes.study.fault import StudyFault
 
 KEYS = ["id", "paper", "claim", "value", "low", "high", "reference", "range", "verdict"]
 FRAME = pd.DataFrame({"key": ["a"]})
 numbers = st.floats(-1e6, 1e6)
 
 
-def claim(found: Estimate | Exception, allowed: tuple[float | None, float | None] = (0.0, 1.0)) -> Claim:
+def claim(found: Estimate | BaseException, allowed: tuple[float | None, float | None] = (0.0, 1.0)) -> Claim:
     def statistic(frame: pd.DataFrame) -> Estimate:
-        if isinstance(found, Exception):
+        if isinstance(found, BaseException):
             raise found
         return found
 
@@ -82,9 +84,44 @@ def test_what_cannot_be_judged_is_inconclusive_with_a_reason(found: Estimate | E
         assert row["value"] is None
 
 
-def test_a_defect_is_not_hidden() -> None:
-    with pytest.raises(ZeroDivisionError):
-        judge(claim(ZeroDivisionError()), FRAME)
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("by zero"), SystemExit(0), RecursionError(), TypeError()]
+)
+def test_a_defect_is_told_with_its_place_and_its_traceback(error: BaseException) -> None:
+    heard: list[StudyFault] = []
+    row = judge(claim(error), FRAME, heard.append)
+    assert row["verdict"] == "inconclusive"
+    assert row["note"].startswith(f"`statistic` of claim R0 raised {type(error).__name__}")
+    assert "(test_claim.py, line " in row["note"]
+    assert [str(fault) for fault in heard] == [row["note"]]
+    assert "Traceback" in heard[0].trace
+
+
+VALUES: list[Any] = ["x", None, [1.0, 2.0], 1j]
+COUNTS: list[Any] = ["x", None, math.nan, math.inf]
+WRONG: list[Any] = [None, 3, "x", (1, 2), [], Estimate]
+WRONG += [Estimate(value, 0.1, 0.2, 3) for value in VALUES] + [Estimate(0.1, 0, 0.2, n) for n in COUNTS]
+
+
+@pytest.mark.parametrize("found", WRONG)
+def test_a_statistic_of_another_form_is_named(found: Any) -> None:
+    row = judge(claim(found), FRAME)
+    assert row["verdict"] == "inconclusive"
+    assert row["note"].startswith("`statistic` of claim R0")
+    dumps([row])
+
+
+@pytest.mark.parametrize("claims", [3, None, [3], [None], lambda frame: 3, lambda frame: 1 / 0, list])
+def test_claims_of_another_form_are_named(claims: Any) -> None:
+    with pytest.raises(UserError, match=r"^`claims` (raised|holds)"):
+        verdicts(claims, FRAME)
+
+
+@pytest.mark.parametrize(("name", "value"), [("id", 3), ("claim", None), ("origin", []), ("reference", None)])
+def test_the_words_of_a_claim_are_words(name: str, value: Any) -> None:
+    words = {"id": "R0", "paper": "p", "claim": "c", "reference": 1.0, "origin": "o"} | {name: value}
+    with pytest.raises(UserError, match=f"^`{name}` of claim"):
+        Claim(**words, range=(0, 1), statistic=lambda frame: Estimate(0, 0, 0, 1))
 
 
 def test_json_is_strict() -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import dataclasses
+import errno
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,9 +15,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from regimes.core.error import UserError
 from regimes.report import page, provenance
+from regimes.report.shown import Shown
 from tests.report import pages
 
 EMPTY = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "rect", "line", "ellipse"}
@@ -178,18 +184,99 @@ def test_files_are_written_through_the_given_function(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_save_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "claims.json"
-    page.save(path, b"old")
+def test_what_is_there_stays_when_the_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every write in turn, with every error a disk may have: one line, and whole files of before or after."""
+    monkeypatch.setattr(page, "draw_all", lambda *_: [Shown("one", "One", "", b"svg", b"png")])
+    page.build(tmp_path, PLAIN)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    original, writes = os.replace, 0
+    for error in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES):
+        for failing in range(4):
+            count = 0
 
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
+            def replace(*arguments: Any, error: int = error, failing: int = failing) -> None:
+                nonlocal count
+                count += 1
+                if count > failing:
+                    raise OSError(error, os.strerror(error))
+                original(*arguments)
 
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        page.save(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [one.name for one in tmp_path.iterdir()] == ["claims.json"]
+            monkeypatch.setattr("os.replace", replace)
+            with pytest.raises(UserError, match=f"cannot write there .*{os.strerror(error).lower()}"):
+                page.build(tmp_path, PLAIN)
+            writes += 1
+            monkeypatch.setattr("os.replace", original)
+            assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert writes == 20
+
+
+def square(frame: pd.DataFrame) -> Figure:
+    return Figure(figsize=(1, 1))
+
+
+def wild(frame: pd.DataFrame) -> Any:
+    raise RuntimeError("wild")
+
+
+PLAIN = dataclasses.replace(pages.STUDY, claims=(), figures=(("square", "Square", square, ""),))
+ROWS = pd.DataFrame({"key": ["a"], "status": ["finished"]})
+
+
+def test_what_raises_is_a_note_and_the_rest_is_built(tmp_path: Path) -> None:
+    claims = (pages.claim("A9", (0, 1), wild),)
+    figures = (("wild", "Wild", wild, ""), ("none", "None", lambda frame: None, ""), *PLAIN.figures)
+    study = dataclasses.replace(PLAIN, claims=claims, figures=figures)
+    (tmp_path / "failures.txt").write_text("a run failed\n")
+    for _ in range(2):
+        with pytest.warns(
+            UserWarning, match=r"raised RuntimeError: wild \(test_page.py, line \d+\); the traceback"
+        ):
+            verdicts = page.build(tmp_path, study, ROWS)
+    assert "raised RuntimeError: wild" in verdicts[-1]["note"]
+    text = Reader((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "Not drawn: figure wild raised RuntimeError: wild (test_page.py, line" in text
+    assert "figure none gave NoneType: expected a matplotlib Figure" in text
+    kept = (tmp_path / "failures.txt").read_text()
+    assert kept.startswith("a run failed\n") and kept.count("Traceback") == 2
+    assert (tmp_path / "figures" / "square.png").is_file()
+    page.build(tmp_path, PLAIN, ROWS)
+    assert (tmp_path / "failures.txt").read_text() == "a run failed\n"
+
+
+def test_claims_that_cannot_be_had_leave_the_figures(tmp_path: Path) -> None:
+    study = dataclasses.replace(PLAIN, claims=wild)
+    with (
+        pytest.warns(UserWarning, match="`claims` raised"),
+        pytest.raises(UserError, match="`claims` raised RuntimeError: wild"),
+    ):
+        page.build(tmp_path, study, ROWS)
+    assert "`claims`".strip("`") in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "figures" / "square.svg").is_file()
+
+
+NAMES = ["../../x", "/tmp/x", "a/b", "..", ".", "", "x\0y", "x" * 300, "a\nb", "\udcff", "~", "con:", 3, None]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_of_a_figure_stays_in_its_folder(tmp_path: Path, name: Any) -> None:
+    figures = ((name, "Title", square, "Caption"),)
+    out = tmp_path / "deep" / "out"
+    out.mkdir(parents=True)
+    page.build(out, dataclasses.replace(PLAIN, figures=figures), ROWS)
+    assert {path.name for path in tmp_path.rglob("*")} == {"deep", "out", "claims.json", "report.html"}
+    assert "expected (name, title, function, caption)" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("figures", [3, [3], [()], ["abcd"], [("a", "b", 3, "c")], wild, lambda frame: 3])
+def test_figures_of_another_form_are_a_note(tmp_path: Path, figures: Any) -> None:
+    study = dataclasses.replace(PLAIN, figures=figures)
+    with (
+        contextlib.nullcontext()
+        if isinstance(figures, list)
+        else pytest.warns(UserWarning, match="`figures`")
+    ):
+        page.build(tmp_path, study, ROWS)
+    assert "Not drawn: <code>figures</code>" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -198,6 +285,14 @@ def test_save_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pyt
         {},
         {"sessions": "none", "data": None},
         {"sessions": [{}], "anything": {"deep": {"deeper": {"deepest": [1, {"a": 2}]}}}},
+        {
+            "sessions": [
+                {"seconds": 10**400},
+                {"seconds": float("nan")},
+                {"seconds": -1},
+                {"seconds": float("inf")},
+            ]
+        },
         {"sessions": [{"seconds": "many", "command": None, "machine": "a laptop", "versions": None}]},
     ],
 )

@@ -12,6 +12,8 @@ import pandas as pd
 
 from regimes.core.error import UserError
 from regimes.study.estimate import Estimate
+from regimes.study.fault import Heard, StudyFault, blame, unheard
+from regimes.study.run import shorten
 
 __all__ = ["VERDICTS", "Claim", "Claims", "Estimate", "dumps", "judge", "verdict", "verdicts"]
 
@@ -41,6 +43,13 @@ class Claim:
     statistic: Callable[[pd.DataFrame], Estimate]
 
     def __post_init__(self) -> None:
+        for name in ("id", "paper", "claim", "origin"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"`{name}` of claim {self.id!r} is {getattr(self, name)!r}: expected words")
+        if not isinstance(self.reference, str | int | float):
+            raise UserError(
+                f"`reference` of claim {self.id!r} is {self.reference!r}: expected a number or words"
+            )
         low, high = _ends(self.range)
         if not low < high:
             raise UserError(
@@ -79,11 +88,16 @@ def verdict(estimate: Estimate, allowed: tuple[float | None, float | None]) -> s
     return "not reproduced" if estimate.high < low or estimate.low > high else "inconclusive"
 
 
-def judge(claim: Claim, frame: pd.DataFrame) -> dict[str, Any]:
+def judge(claim: Claim, frame: pd.DataFrame, heard: Heard = unheard) -> dict[str, Any]:
     """The verdict on one claim, as plain values that JSON can hold (what is not a finite number is None).
 
-    A statistic that cannot be computed, because rows or columns are missing, makes the claim inconclusive;
-    the reason is the ``note``. Any other exception is a defect of the statistic and is not hidden.
+    A statistic that cannot be computed, because rows or columns are missing or because it raises, makes the claim
+    inconclusive; the reason is the ``note``.
+
+    Arguments:
+        claim: what is claimed.
+        frame: the rows.
+        heard: is told of an exception in the statistic that is no ``UserError``.
 
     Returns:
         the keys "id", "paper", "claim", "value", "low", "high", "reference", "range" (a pair), "verdict",
@@ -91,11 +105,12 @@ def judge(claim: Claim, frame: pd.DataFrame) -> dict[str, Any]:
     """
     note = ""
     try:
-        found = claim.statistic(frame)
+        with blame(f"`statistic` of claim {claim.id}"):
+            found = _estimate(claim, frame)
     except UserError as error:
         found, note = Estimate(math.nan, math.nan, math.nan, 0), str(error)
-    except KeyError as error:
-        found, note = Estimate(math.nan, math.nan, math.nan, 0), f"the rows have no column {error}"
+        if isinstance(error, StudyFault):
+            heard(error)
     outcome = verdict(found, claim.range)
     if outcome == "inconclusive" and not note:
         whole = math.isfinite(found.low) and math.isfinite(found.high)
@@ -122,10 +137,29 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def verdicts(claims: Claims, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """:func:`judge` for each claim, in the same order; ``claims`` may be a function of the rows."""
-    wanted = claims(frame) if callable(claims) else claims
-    return [judge(claim, frame) for claim in wanted]
+def _estimate(claim: Claim, frame: pd.DataFrame) -> Estimate:
+    """What the statistic gives, as plain numbers."""
+    try:
+        found = claim.statistic(frame)
+    except KeyError as error:
+        raise UserError(f"the rows have no column {error}") from None
+    if not isinstance(found, Estimate):
+        raise UserError(f"`statistic` of claim {claim.id} gave {shorten(found)}: expected an Estimate")
+    return Estimate(float(found.value), float(found.low), float(found.high), int(found.n), str(found.method))
+
+
+def verdicts(claims: Claims, frame: pd.DataFrame, heard: Heard = unheard) -> list[dict[str, Any]]:
+    """:func:`judge` for each claim, in the same order; ``claims`` may be a function of the rows.
+
+    Raises:
+        UserError: the claims cannot be had (a ``StudyFault`` where their function raises), or are none.
+    """
+    with blame("`claims`"):
+        wanted = list(claims(frame) if callable(claims) else claims)
+    for claim in wanted:
+        if not isinstance(claim, Claim):
+            raise UserError(f"`claims` holds {shorten(claim)}: expected regimes.report.claim.Claim")
+    return [judge(claim, frame, heard) for claim in wanted]
 
 
 def dumps(rows: list[dict[str, Any]]) -> str:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import math
-import os
-import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from regimes.core.error import UserError
 from regimes.report.claim import VERDICTS, Claims, dumps, verdicts
 from regimes.report.provenance import counts, facts, load
-from regimes.report.style import as_bytes
+from regimes.report.shown import Shown, draw, draw_all
 from regimes.study import Run, Store
+from regimes.study.execute import FAILURES
+from regimes.study.fault import StudyFault
 
-__all__ = ["Described", "Shown", "build", "draw", "render", "save"]
+__all__ = ["Described", "Shown", "build", "draw", "headline", "render"]
 
-Draw = Callable[[pd.DataFrame], Figure]
+HEADING = "While the report was built\n"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 TOLD = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?"}
 
@@ -45,85 +43,18 @@ class Described(Protocol):
     def figures(self) -> Sequence[Any] | Callable[[pd.DataFrame], Sequence[Any]]: ...
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A figure on the page, or the reason why it is not there.
-
-    Arguments:
-        name: of its files.
-        title: its heading.
-        caption: what is to be seen.
-        svg: the figure; empty if it could not be drawn.
-        png: the same as pixels.
-        note: the reason if it could not be drawn.
-        size: width and height in CSS pixels.
-    """
-
-    name: str
-    title: str
-    caption: str
-    svg: bytes = b""
-    png: bytes = b""
-    note: str = ""
-    size: tuple[int, int] = (0, 0)
-
-    @property
-    def wide(self) -> bool:
-        """Whether it needs the whole width of the page: more than one panel across."""
-        return self.size[0] > 450
-
-    @property
-    def source(self) -> str:
-        """The SVG as a data address: an image of its own, whose identifiers cannot clash with another's."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
-
-
-def save(path: Path | str, content: bytes) -> None:
-    """Write a file whole or not at all: to a neighbour first, then in its place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def draw(entry: tuple[str, str, Draw, str], frame: pd.DataFrame) -> Shown:
-    """One figure of a study, ``(name, title, function, caption)``; rows that do not suffice become a note."""
-    name, title, function, caption = entry
-    try:
-        if frame.empty:
-            raise UserError("no run is finished yet")
-        figure = function(frame)
-        svg = as_bytes(figure, "svg", name)
-        figure.set_layout_engine("none")  # the places are found; finding them again takes as long as drawing
-        png = as_bytes(figure, "png")
-        width, height = (round(96 * inches) for inches in figure.get_size_inches())
-        return Shown(name, title, caption, svg, png, size=(width, height))
-    except KeyError as error:
-        return Shown(name, title, caption, note=f"the rows have no column {error}")
-    except ValueError as error:  # UserError is one; so is what numpy says of too few numbers
-        return Shown(name, title, caption, note=str(error))
-
-
 def build(
     store: Path | str,
     study: Described,
     frame: pd.DataFrame | None = None,
-    write: Callable[[Path, bytes], object] = save,
+    write: Callable[[Path, bytes], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Judge the claims, draw the figures and write the page of a study from the rows of its store.
 
     Writes ``claims.json``, ``figures/NAME.svg`` and ``.png``, and ``report.html``, each whole or not at all.
     A figure that cannot be drawn from the rows there are is a note on the page, and its former files are
-    removed.
+    removed. An exception in the study's code is a note and a warning, and its traceback is kept in ``failures.txt``;
+    the rest is built.
 
     Arguments:
         store: the folder ``OUT`` with ``rows/*.parquet`` and ``study.json``; both may be missing.
@@ -132,36 +63,60 @@ def build(
             ``(name, title, function, caption)`` with ``function(rows) -> Figure``; either may be a function of the
             rows.
         frame: the rows, if they are at hand.
-        write: called as ``write(path, bytes)`` for each file.
+        write: called as ``write(path, bytes)`` for each file, instead of writing it.
 
     Returns:
         the verdicts, as in ``claims.json``.
 
     Raises:
-        UserError: if ``store`` is not a folder.
+        UserError: ``store`` is not a folder, or cannot be written; or there are no verdicts, because the function of
+            the claims raises: then the page holds the figures, and says so.
     """
     out = Path(store)
     if not out.is_dir():
         raise UserError(f"`store` is {str(out)!r}: expected a folder that `regimes run` has made")
-    left_out: Sequence[str] = ()
+    kept = Store(out, study.runs)
+    put = write or (lambda path, content: kept.write_bytes(path.relative_to(out).as_posix(), content))
+    notes: list[str] = []
     if frame is None:
-        reading = Store(out, study.runs).read()
-        frame, left_out = reading.frame, reading.left_out
-    found = verdicts(study.claims, frame)
-    wanted = study.figures(frame) if callable(study.figures) else study.figures
-    shown = [draw(entry, frame) for entry in wanted]
-    write(out / "claims.json", dumps(found).encode())
+        reading = kept.read()
+        frame, notes = reading.frame, list(reading.left_out)
+    faults: list[StudyFault] = []
+    mistake: UserError | None = None
+    try:
+        found = verdicts(study.claims, frame, faults.append)
+    except UserError as error:
+        found, mistake = [], error
+        notes.append(str(error))
+        faults += [error] if isinstance(error, StudyFault) else []
+    shown = draw_all(study.figures, frame, faults.append)
+    _put_faults(out, put, faults)
+    put(out / "claims.json", dumps(found).encode(errors="backslashreplace"))
     for one in shown:
         for kind, content in (("svg", one.svg), ("png", one.png)):
-            path = out / "figures" / f"{one.name}.{kind}"
             if content:
-                write(path, content)
-            else:
-                path.unlink(missing_ok=True)
+                put(out / "figures" / f"{one.name}.{kind}", content)
+            elif one.name:
+                kept.remove(f"figures/{one.name}.{kind}")
     record, broken = load(out / "study.json")
-    notes = [*left_out, *(f"{name} could not be read and was left out" for name in broken)]
-    write(out / "report.html", render(study, found, shown, frame, record, notes).encode())
+    notes += [f"{name} could not be read and was left out" for name in broken]
+    text = render(study, found, shown, frame, record, notes)
+    put(out / "report.html", text.encode(errors="backslashreplace"))
+    if mistake is not None:
+        raise mistake
     return found
+
+
+def _put_faults(out: Path, put: Callable[[Path, bytes], object], faults: Sequence[StudyFault]) -> None:
+    """Keep the tracebacks after those of the runs, in the place of those of the last report."""
+    path = out / FAILURES
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    runs = before.partition(HEADING)[0]
+    after = runs + "".join([HEADING, *(f"{fault}\n{fault.trace}\n" for fault in faults)] if faults else [])
+    if after != before:
+        put(path, after.encode(errors="backslashreplace"))
+    for fault in faults:
+        warnings.warn(f"{fault}; the traceback is in {path}", stacklevel=3)
 
 
 def render(

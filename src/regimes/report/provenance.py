@@ -28,7 +28,7 @@ def load(path: Path) -> tuple[dict[str, Any], list[str]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}, []
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}, [path.name]
     return (content, []) if isinstance(content, dict) else ({"record": content}, [])
 
@@ -47,7 +47,8 @@ def facts(record: Mapping[str, Any]) -> list[Fact]:
     commands = list(dict.fromkeys(str(one["command"]) for one in sessions if one.get("command")))
     if commands:
         told.append(("Command", "; ".join(commands)))
-    seconds = [one["seconds"] for one in sessions if isinstance(one.get("seconds"), (int, float))]
+    given = [one["seconds"] for one in sessions if isinstance(one.get("seconds"), (int, float))]
+    seconds = [one for one in given if 0 <= one < 1e15]  # neither nan nor an integer beyond all floats
     if seconds:
         count = f"{len(sessions)} sessions" if len(sessions) > 1 else "1 session"
         told.append(("Time spent", f"{duration(float(sum(seconds)))} in {count}"))
@@ -66,7 +67,7 @@ def counts(frame: pd.DataFrame) -> list[tuple[str, str]]:
     told = [("Runs", f"{len(runs)} ({tally})" if tally else "none finished")]
     if "seed" in runs.columns:
         told.append(("Seeds", str(len(set(runs["seed"].tolist())))))
-    if "seconds" in runs.columns:
+    if "seconds" in runs.columns and pd.api.types.is_numeric_dtype(runs["seconds"]):
         told.append(("Time in runs", duration(float(np.nansum(array(runs["seconds"]))))))
     return told
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import final
@@ -12,7 +12,7 @@ from typing import final
 from regimes.core.error import UserError
 from regimes.study.study import one_line
 
-__all__ = ["StudyFault", "blame", "place"]
+__all__ = ["Heard", "StudyFault", "blame", "place", "trace_of", "unheard"]
 
 LIBRARIES = (
     str(Path(__file__).resolve().parents[1]),
@@ -57,6 +57,14 @@ def blame(function: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         raise StudyFault(f"{function} raised {one_line(error)}{place(error)}", trace_of(error)) from error
+
+
+Heard = Callable[[StudyFault], object]
+"""Is told of an exception that does not stop the rest."""
+
+
+def unheard(fault: StudyFault) -> None:
+    """Tell nobody."""
 
 
 def place(error: BaseException) -> str:

@@ -145,6 +145,11 @@ class Store:
         """Write a file of the report, whole or not at all."""
         return self._replace(self.out / name, content)
 
+    def remove(self, name: str) -> None:
+        """Remove a file of the report, if it is there."""
+        with self._disk():
+            (self.out / name).unlink(missing_ok=True)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep every other process out of the directory; made if it is not there."""
