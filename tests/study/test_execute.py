@@ -65,7 +65,7 @@ def test_a_directory_holds_one_study_at_one_scale_with_one_choice(tmp_path: Path
     for study, scale, settings, words in (
         (other, "quick", {}, "it holds study toy; choose another --out for other"),
         (large, "large", {}, "it holds toy at scale quick; choose another --out for scale large"),
-        (STUDY, "quick", {"seeds": 4}, "it holds toy with seeds=3, not 4; choose another --out"),
+        (STUDY, "quick", {"pause": 1}, "it holds toy with pause=0, not 1, .*; choose another --out"),
     ):
         for act in (run_study, forecast_study):
             with pytest.raises(UserError, match=words):

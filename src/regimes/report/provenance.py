@@ -54,8 +54,14 @@ def facts(record: Mapping[str, Any]) -> list[Fact]:
         told.append(("Time spent", f"{duration(float(sum(seconds)))} in {count}"))
     if sessions[0].get("started"):
         told.append(("First started", words(sessions[0]["started"])))
-    shown = ("command", "seconds", "started", "finished")
-    return told + [_fact(key, value) for key, value in sessions[-1].items() if key not in shown]
+    earlier = [words(one["settings"]) for one in sessions if one.get("settings")]
+    if earlier := [text for text in dict.fromkeys(earlier) if text != words(record.get("settings"))]:
+        told.append(("Earlier settings", earlier[0] if len(earlier) == 1 else " | ".join(earlier)))
+    shown = ("command", "seconds", "started", "finished", "settings")
+    told += [
+        _fact(key, value) for key, value in sessions[-1].items() if key not in shown and value is not None
+    ]
+    return told
 
 
 def counts(frame: pd.DataFrame) -> list[tuple[str, str]]:

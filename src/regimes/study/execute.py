@@ -130,7 +130,8 @@ def run_study(
     Args:
         study: what to carry out.
         scale: name of one of its scales.
-        out: the output directory; it holds this study at this scale with these settings, or nothing yet.
+        out: the output directory; it holds this study at this scale, or nothing yet. Settings that ask for more of the
+            runs there, or for fewer, go on with them.
         data: directory of the data sets.
         settings: option -> value, text or of its type; the others have their defaults.
         on: "here" (this process), "pool" or "pool:N" (N processes of one thread).
@@ -156,7 +157,7 @@ def run_study(
         job = Job(store.out.resolve(), tuple(study.runs), data)
         with ExitStack() as stack:
             stack.enter_context(store.lock())
-            record = Record(store, study, scale, chosen, order, on)
+            record = Record(store, study, scale, chosen, order, on, data)
             store.tidy()
             show = stack.enter_context(progress_of(f"{study.name} ({scale})", quiet))
             backend: Backend = Here(job) if kind == "here" else Pool(job, workers)

@@ -8,13 +8,15 @@ import os
 import platform
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import regimes
 from regimes.core.error import UserError
-from regimes.study.run import canonical, shorten
+from regimes.study.growth import check_growth
+from regimes.study.run import canonical
 from regimes.study.store import Store
 from regimes.study.study import Settings, Study
 
@@ -65,13 +67,22 @@ class Record:
         settings: complete settings.
         command: the command that started the session.
         on: the back end.
+        data: directory of the data sets, if one was given.
 
     Raises:
-        UserError: the directory holds another study, or this one at another scale or with other settings.
+        UserError: the directory holds another study, or this one at another scale, or with settings that ask for
+            other runs.
     """
 
     def __init__(
-        self, store: Store, study: Study, scale: str, settings: Settings, command: str, on: str
+        self,
+        store: Store,
+        study: Study,
+        scale: str,
+        settings: Settings,
+        command: str,
+        on: str,
+        data: Path | None = None,
     ) -> None:
         check_record(store, study, scale, settings)
         self._store = store
@@ -82,6 +93,8 @@ class Record:
             "seconds": 0.0,
             "finished": len(store),
             "command": command,
+            "settings": canonical(settings),
+            "data": str(data) if data else None,
             "on": on,
             "machine": {
                 "system": platform.platform(),
@@ -129,15 +142,7 @@ def check_record(store: Store, study: Study, scale: str, settings: Settings) -> 
             f"`out` is {str(store.out)!r}: it holds {study.name} at scale {held.get('scale')}; "
             f"choose another --out for scale {scale}"
         )
-    # an option that came later had its default
-    before = _identity(study, scale, study.settings(scale))["settings"]
-    was, now = before | (held.get("settings") or {}), asked["settings"]
-    other = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-    if other:
-        raise UserError(
-            f"`out` is {str(store.out)!r}: it holds {study.name} with {other[0]}={shorten(was.get(other[0]))}, "
-            f"not {shorten(now.get(other[0]))}; choose another --out or the same settings"
-        )
+    check_growth(study, scale, held.get("settings") or {}, settings, str(store.out))
 
 
 def _identity(study: Study, scale: str, settings: Settings) -> dict[str, Any]:
