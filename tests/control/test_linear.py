@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from regimes import control, measure, models, train
 from regimes.control import Linearized, linearize
 from regimes.core.batch import Inputs, feed
-from regimes.core.derivative import call, hvp, jacobian, jvp, vjp
+from regimes.core.derivative import call, hvp, jvp, vjp
 from regimes.core.error import UserError
+from regimes.core.jacobian import jacobian
 from regimes.core.loss import squared
 from regimes.core.tree import sub, trainable
 from tests.control.networks import F64, NETWORKS, TOKENS, Pair, X

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from regimes import models
 from regimes.control import Linearized, linearize
-from regimes.control.tangent import Route, by_both_modes, by_forward_mode, by_reverse_mode
+from regimes.control.tangent import Route, by_both_modes, by_reverse_mode
 from regimes.core.error import UserError
+from regimes.core.forward import by_forward_mode
 from tests.control.networks import F64, NoForward, X
 from tests.measure.awkward import D
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from regimes import models
-from regimes.core.derivative import bind, call, check_separable, columns, hvp, jacobian, jvp, vjp
+from regimes.core.derivative import bind, call, check_separable, columns, hvp, jvp, value, vjp
 from regimes.core.error import UserError
 from regimes.core.tree import dot, trainable
 from tests import reference
@@ -66,25 +67,6 @@ class Cubed(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 3])
-@pytest.mark.parametrize("name", MODULES)
-def test_jacobian_is_that_of_autograd(name: str, chunk: int | None) -> None:
-    module, x = build(name), inputs()
-    found = jacobian(module, trainable(module), x, chunk=chunk)
-    expected = reference.jacobian(module, x)
-    assert list(found) == list(expected)
-    for key, rows in expected.items():
-        assert_close(found[key], rows)
-
-
-@pytest.mark.parametrize("names", ["2.weight", ["2.weight"]])
-def test_jacobian_of_some_parameters(names: str | list[str]) -> None:
-    module, x = build("mlp"), inputs()
-    found = jacobian(module, trainable(module), x, names=names)
-    assert list(found) == ["2.weight"]
-    assert_close(found["2.weight"], reference.jacobian(module, x)["2.weight"])
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_jvp_and_vjp_are_products_with_the_jacobian(name: str) -> None:
     module, x = build(name), inputs()
@@ -113,7 +95,6 @@ def test_gradients_exist_in_inference_mode() -> None:
     with torch.inference_mode():
         made_inside = x.clone()
         assert_close(jvp(module, parameters, made_inside, v)[1], along(rows, v))
-        assert_close(jacobian(module, parameters, made_inside)["5.weight"], rows["5.weight"])
         u = torch.ones(len(x), 2, dtype=torch.float64)
         assert_close(vjp(module, parameters, made_inside, u)[1]["5.weight"], rows["5.weight"].sum((0, 1)))
 
@@ -149,6 +130,87 @@ def test_jvp_without_a_forward_mode() -> None:
     parameters, x = trainable(module), inputs()
     v = random_like(parameters)
     assert_close(jvp(module, parameters, x, v)[1], along(reference.jacobian(module, x), v))
+
+
+class Doubled(torch.autograd.Function):
+    """A cube whose forward mode is twice what it should be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return 3 * ctx.saved_tensors[0] ** 2 * grad
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return 6 * ctx.saved_tensors[0] ** 2 * tangent
+
+
+class Once(Doubled):
+    """The same, and its second derivative is lost without a word."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return 3 * ctx.saved_tensors[0] ** 2 * grad.detach()
+
+
+@pytest.mark.parametrize("function", [Doubled, Once])
+@pytest.mark.parametrize("small", [1.0, 1e-6])
+def test_jvp_is_right_where_forward_mode_is_not(
+    function: type[torch.autograd.Function], small: float
+) -> None:
+    """``small``: the rows of one sample beside those of the others."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(D, 3, dtype=torch.float64), nn.Linear(D, 2, dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            part = function.apply(self.a(x) * x[:, :1])
+            assert isinstance(part, Tensor)
+            return part[:, :2] * small + self.b(x) * x[:, 1:2]
+
+    module, x = Net(), inputs()
+    x[1:, 0], x[0, 1] = 0.0, 0.0  # the function speaks for the first sample, the layer for the others
+    parameters = trainable(module)
+    v = random_like(parameters)
+    assert_close(jvp(module, parameters, x, v)[1], along(reference.jacobian(module, x), v))
+
+
+def test_jvp_refuses_chance_and_leaves_it_alone() -> None:
+    module, x = models.mlp(D, 3, 1), inputs()
+    v = random_like(trainable(module))
+    before = torch.get_rng_state()
+    jvp(module, trainable(module), x, v)
+    assert torch.equal(before, torch.get_rng_state())
+    with pytest.raises(UserError, match="draws random numbers"):
+        jvp(module, trainable(module), x, v, output=lambda out: out * torch.rand(()))
+
+
+class InPlace(nn.Module):
+    """Overwrites its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(D, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x.mul_(2.0))
+
+
+def test_products_leave_the_inputs_as_they_are() -> None:
+    module, x = InPlace(), inputs()
+    parameters, kept = trainable(module), x.clone()
+    v, u = random_like(parameters), torch.randn(len(x), 2, dtype=torch.float64)
+    jvp(module, parameters, x, v)
+    vjp(module, parameters, x, u)
+    value(module, parameters, x)
+    assert torch.equal(x, kept)
 
 
 def test_hvp_is_the_hessian_times_a_vector() -> None:

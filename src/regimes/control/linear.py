@@ -12,18 +12,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regimes.control.scale import duplicate
-from regimes.control.tangent import (
-    Route,
-    by_forward_mode,
-    by_reverse_mode,
-    nested,
-    settle,
-    transposed_twice,
-)
+from regimes.control.tangent import Route, by_reverse_mode, settle, transposed_twice
 from regimes.core.batch import check_finite, transform
 from regimes.core.check import checked
-from regimes.core.derivative import Output, bind, check_separable, plain, random_state
+from regimes.core.derivative import RANDOM, Output, bind, check_separable, plain, random_state
 from regimes.core.error import UserError
+from regimes.core.forward import by_forward_mode, nested
+from regimes.core.graph import reached
 from regimes.core.tree import sub, trainable
 
 __all__ = ["Linearized", "linearize"]
@@ -166,7 +161,7 @@ class Linearized(nn.Module):
         if value.device.type == "meta":  # there are no numbers to look at
             return
         if random_state() != random:
-            raise UserError("`module`: draws random numbers in its forward; call .eval(), or take them out")
+            raise UserError(RANDOM)
         now = _versions(dict(self.nonlinear.named_buffers()), anchor)
         changed = [name for name in now if kept.get(name) != now[name]]
         # A buffer that only counts does no harm.
@@ -174,7 +169,7 @@ class Linearized(nn.Module):
             raise UserError(
                 f"`module`: '{changed[-1]}' changes at every call, and f(a, x) with it; call .eval(), or take that out"
             )
-        if value.requires_grad and not _want_grad((args, named)):
+        if value.requires_grad and not _want_grad((args, named)) and _kept(value, outputs(anchor)):
             raise UserError(
                 "`module`: keeps a parameter outside `named_parameters` too, where no anchor can replace it"
             )
@@ -217,6 +212,11 @@ def _want_grad(inputs: Any) -> bool:
     if isinstance(inputs, tuple | list):
         return any(_want_grad(value) for value in inputs)
     return not isinstance(inputs, str | int | float | None)
+
+
+def _kept(value: Tensor, again: Tensor) -> bool:
+    """Whether two calls lead to one leaf: what a network takes gradients by for itself is new in each."""
+    return not reached(value).keys().isdisjoint(reached(again))
 
 
 def _copy(tensor: Tensor) -> Tensor:

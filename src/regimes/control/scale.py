@@ -43,7 +43,7 @@ class Scaled(nn.Module):
         super().__init__()
         self._checked = False
         self.network = network
-        self.origin = duplicate(network).requires_grad_(False).eval() if center else None
+        self.origin = _frozen(duplicate(network)) if center else None
         like = next(network.parameters(), torch.zeros(()))
         dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
         self.register_buffer("alpha", torch.tensor(float(alpha), dtype=dtype, device=like.device))
@@ -62,8 +62,8 @@ class Scaled(nn.Module):
                 "that picks them, such as out.logits"
             )
         if self.origin is not None:
-            with torch.no_grad():
-                start = self.origin(*args, **named)
+            # Its parameters are frozen; by the inputs it has a gradient like f.
+            start = self.origin(*args, **named)
         if not self._checked:
             self._check(out, start)
         return self.alpha * (out if start is None else out - start)
@@ -166,8 +166,21 @@ def duplicate(module: nn.Module) -> nn.Module:
     kept = [v for part in module.modules() for v in vars(part).values() if isinstance(v, Tensor)]
     memo = {id(v): v.detach().clone() for v in kept if not v.is_leaf}
     try:
-        return copy.deepcopy(module, memo)
+        with (
+            torch.no_grad()
+        ):  # a scripted module would keep the graph that leads to the parameters it is copied from
+            copied = copy.deepcopy(module, memo)
     except (RuntimeError, TypeError) as error:
         raise UserError(
             f"`module`: cannot be copied ({str(error).splitlines()[0]}); take that out"
         ) from error
+    for own, other in zip(copied.parameters(), module.parameters(), strict=True):
+        own.requires_grad_(other.requires_grad)
+    return copied
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    """The module in eval mode, with nothing that trains. A scripted one has no ``requires_grad_``."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module.eval()

@@ -8,39 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
-from torch.nn import functional
 
-from regimes.core.derivative import Tangents, load_forward_mode
+from regimes.core.derivative import transposed
 from regimes.core.error import UserError
+from regimes.core.forward import by_forward_mode
 
-__all__ = ["Outputs", "Route", "by_forward_mode", "by_reverse_mode", "nested", "settle", "transposed_twice"]
+__all__ = ["Outputs", "Route", "by_reverse_mode", "settle", "transposed_twice"]
 
 Tree = Mapping[str, Tensor]
 Outputs = Callable[[Tree], Tensor]
 """f(., x): outputs by named parameters."""
 Route = Callable[[Outputs, Tree, Tree], tuple[Tensor, Tensor]]
 """From f(., x), a and v to f(a, x) and J(a, x) v; the gradient of the second by v is J^T u."""
-
-_PRODUCTS = (functional.linear, functional.conv1d, functional.conv2d, functional.conv3d)
-
-
-def nested() -> bool:
-    """Whether this runs inside a transform of ``torch.func`` or inside somebody else's forward mode."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def by_forward_mode(outputs: Outputs, at: Tree, along: Tree) -> tuple[Tensor, Tensor]:
-    """Both in one pass. Its graph is that of the tangent, which is linear in v: backward is J^T u."""
-    load_forward_mode()
-    graph = torch.is_grad_enabled()
-    # With gradients on, whoever calls: what the network itself does without them has no tangent.
-    with torch.enable_grad(), dual_level(), _Forward():
-        out = outputs({name: make_dual(value, along[name]) for name, value in at.items()})
-        value, slope = unpack_dual(out)
-        slope = torch.zeros_like(value) if slope is None else slope
-        return (value, slope) if graph else (value.detach(), slope.detach())
 
 
 def by_both_modes(outputs: Outputs, at: Tree, along: Tree) -> tuple[Tensor, Tensor]:
@@ -61,11 +40,9 @@ def by_reverse_mode(outputs: Outputs, at: Tree, along: Tree) -> tuple[Tensor, Te
     if not value.requires_grad:
         return value, torch.zeros_like(value)
     try:
-        with torch.enable_grad():
-            u = torch.zeros_like(value, requires_grad=True)
-            pulled = torch.autograd.grad(value, leaves, u, create_graph=True, materialize_grads=True)
-            total = torch.stack([(g * v.detach()).sum() for g, v in zip(pulled, along.values(), strict=True)])
-            (slope,) = torch.autograd.grad(total.sum(), u, retain_graph=True, materialize_grads=True)
+        slope = transposed(
+            value, dict(zip(at, leaves, strict=True)), {name: v.detach() for name, v in along.items()}
+        )
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -197,35 +174,3 @@ class _Adjoint(torch.autograd.Function):
             materialize_grads=True,
         )
         return None, None, None, *pulled
-
-
-class _Forward(Tangents):
-    """Forward mode as it should be, and no products with zeros.
-
-    By itself torch fills in zeros where the inputs of the first layer have no tangent, and multiplies them.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if torch.is_grad_enabled() and func in _PRODUCTS and len(args) > 1:
-            return _product(func, *args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
-
-
-def _product(
-    function: Callable[..., Tensor],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *rest: Any,
-    **how: Any,
-) -> Tensor:
-    """A layer that is a product of inputs and weights, with its tangent: (xW)' = xW' + x'W."""
-    (x0, x1), (w0, w1) = unpack_dual(x), unpack_dual(weight)
-    if w1 is None:
-        return function(x, weight, bias, *rest, **how)
-    b0, b1 = (None, None) if bias is None else unpack_dual(bias)
-    value = function(x0, w0, b0, *rest, **how)
-    along = function(x0, w1, b1, *rest, **how)
-    return make_dual(value, along if x1 is None else along + function(x1, w0, None, *rest, **how))

@@ -1,48 +1,49 @@
-"""Derivatives of a network by its named parameters: products with the Jacobian, and its rows."""
+"""Derivatives of a network by its named parameters: products with the Jacobian and with a Hessian."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.func import jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torch.overrides import TorchFunctionMode
 
-from regimes.core.batch import Inputs, count, device_of, feed, take, transform
+from regimes.core.batch import Inputs, count, device_of, feed, transform
 from regimes.core.error import UserError, nearest
-from regimes.core.tree import trainable
+from regimes.core.forward import by_forward_mode, nested
+from regimes.core.tree import dot, norm, trainable
 
 __all__ = [
+    "RANDOM",
     "Output",
-    "Tangents",
+    "balanced",
     "bind",
     "call",
     "check_names",
     "check_separable",
     "columns",
     "exact",
+    "gradients",
     "hvp",
-    "jacobian",
     "jvp",
-    "load_forward_mode",
     "plain",
     "random_state",
+    "transposed",
+    "value",
     "vjp",
 ]
 
 Tree = Mapping[str, Tensor]
 Output = Callable[[Any], Tensor]
 """What picks the outputs (n, c) or (n,) from what a module returns."""
+Function = Callable[[Tree], Tensor]
+"""f(., x): outputs by named parameters."""
+RANDOM = "`module`: draws random numbers in its forward; call .eval(), or take them out"
 
 
 @contextmanager
@@ -74,6 +75,15 @@ def call(module: nn.Module, parameters: Tree, x: Inputs, output: Output | None =
     with bind(module, parameters):
         found = feed(module, x)
         return found if output is None else output(found)
+
+
+def value(module: nn.Module, parameters: Tree, x: Inputs, output: Output | None = None) -> Tensor:
+    """f(w, x) without a graph. A module may take gradients by its inputs for itself, such as forces -dE/dx."""
+    still = {name: plain(parameters.get(name, own)) for name, own in module.named_parameters()}
+    # Nothing that goes in requires a gradient, so that no graph is made where the module asks for none.
+    with torch.enable_grad():
+        found = call(module, still, transform(x, lambda tensor: plain(tensor).clone()), output)
+    return found.detach() if isinstance(found, Tensor) else found
 
 
 @contextmanager
@@ -132,13 +142,24 @@ def check_names(module: nn.Module, parameters: Tree, argument: str = "parameters
         )
 
 
+def _kind(module: nn.Module) -> type[Any]:
+    """The class of a layer, also of one that was scripted or traced."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return getattr(nn, module.original_name, nn.Module)
+    return type(module)
+
+
 def _draws(module: nn.Module) -> bool:
     """Whether a layer of torch draws random numbers in its forward."""
-    if isinstance(module, _DropoutNd):
-        return module.training and module.p > 0
-    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
-        return module.training and module.dropout > 0
-    return isinstance(module, nn.RReLU) and module.training
+    kind = _kind(module)
+    if not module.training:
+        return False
+    if issubclass(kind, _DropoutNd):
+        # A traced layer has no numbers.
+        return getattr(module, "p", 1.0) > 0
+    if issubclass(kind, nn.MultiheadAttention | nn.RNNBase):
+        return getattr(module, "dropout", 0.0) > 0
+    return issubclass(kind, nn.RReLU)
 
 
 def check_separable(module: nn.Module) -> None:
@@ -149,13 +170,14 @@ def check_separable(module: nn.Module) -> None:
             mode.
     """
     for name, sub in module.named_modules():
-        label = f"'{name}' ({type(sub).__name__})" if name else type(sub).__name__
-        if isinstance(sub, _BatchNorm) and (sub.training or sub.running_mean is None):
+        kind = _kind(sub)
+        label = f"'{name}' ({kind.__name__})" if name else kind.__name__
+        if issubclass(kind, _BatchNorm) and (sub.training or sub.running_mean is None):
             raise UserError(
                 f"`module`: {label} couples the samples of a batch, so that none has a gradient of its own; "
                 "call .eval() on a batch norm with running statistics, or use GroupNorm"
             )
-        if isinstance(sub, _NormBase) and sub.training and sub.running_mean is not None:
+        if issubclass(kind, _NormBase) and sub.training and sub.running_mean is not None:
             raise UserError(
                 f"`module`: {label} updates its statistics at every call in train mode; call .eval() first"
             )
@@ -166,9 +188,10 @@ def check_separable(module: nn.Module) -> None:
 def jvp(
     module: nn.Module, parameters: Tree, x: Inputs, tangent: Tree, *, output: Output | None = None
 ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-    """f(w, x) and J(w, x) v, by one pass in forward mode.
+    """f(w, x) and J(w, x) v, by one pass in forward mode, held against one plain backward pass.
 
-    Where an operation has no forward mode, J v is taken as the derivative of u -> (J^T u) . v.
+    Where an operation has no forward mode, or u . J v is not (J^T u) . v for a random u, J v is taken as the
+    derivative of u -> (J^T u) . v; and where that is not right either, output by output by plain autograd.
 
     Args:
         module: f.
@@ -179,70 +202,126 @@ def jvp(
 
     Returns:
         Outputs and their derivative along v, (n, c) each.
+
+    Raises:
+        UserError: if the module draws random numbers.
     """
 
     def outputs(moving: Tree) -> Tensor:
-        return columns(call(module, {**fixed, **moving}, x, output), count(x))
+        return columns(call(module, {**fixed, **moving}, transform(x, Tensor.clone), output), count(x))
 
-    load_forward_mode()
     # Fused attention has no forward mode (pytorch issue 117629); attention written out has.
-    with exact(device_of(x)), sdpa_kernel(SDPBackend.MATH):
+    with exact(device_of(x)), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         x = transform(x, plain)
         fixed = {name: plain(value) for name, value in parameters.items()}
         values = {name: fixed[name] for name in tangent}
         tangent = {name: plain(value) for name, value in tangent.items()}
+        random = random_state()
+        found = _pushed(outputs, values, tangent)
+        if random_state() != random:
+            raise UserError(RANDOM)
+        return found
+
+
+def _pushed(outputs: Function, at: Tree, along: Tree) -> tuple[Tensor, Tensor]:
+    """f(w) and J v by the first route that is right."""
+    for route in (_by_transposing,) if nested() else (by_forward_mode, _by_transposing):
         try:
-            # With gradients on, whoever calls: what the network itself does without them has no tangent.
-            with torch.enable_grad(), Tangents():
-                return torch.func.jvp(outputs, (values,), (tangent,))  # pyright: ignore[reportReturnType]
+            found, pushed = route(outputs, at, along)
+            if _is_pushed(pushed, outputs, at, along):
+                return found, pushed
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
-            return _jvp_by_vjp(module, outputs, values, tangent)
+        except RuntimeError:  # an operation that this route cannot pass
+            continue
+    return _one_by_one(outputs, at, along)
+
+
+def _by_transposing(outputs: Function, at: Tree, along: Tree) -> tuple[Tensor, Tensor]:
+    """f(w) and J v as the derivative of u -> (J^T u) . v."""
+    graph, leaves = _graph(outputs, at)
+    return graph.detach(), transposed(graph, leaves, along)
+
+
+def transposed(graph: Tensor, leaves: Tree, along: Tree) -> Tensor:
+    """J v as the derivative of u -> (J^T u) . v, by two backward passes.
+
+    Args:
+        graph: f(w, x) with its graph, which is kept.
+        leaves: w by name.
+        along: v by name.
+    """
+    if not graph.requires_grad:
+        return torch.zeros_like(graph)
+    with torch.enable_grad():
+        u = torch.zeros_like(graph, requires_grad=True)
+        pulled = torch.autograd.grad(
+            graph, list(leaves.values()), u, create_graph=True, materialize_grads=True
+        )
+        total = dot(dict(zip(leaves, pulled, strict=True)), along)
+        if not total.requires_grad:
+            return torch.zeros_like(graph)
+        return torch.autograd.grad(total, u, retain_graph=True, materialize_grads=True)[0].detach()
+
+
+def _is_pushed(pushed: Tensor, outputs: Function, at: Tree, along: Tree) -> bool:
+    """Whether u . J v = (J^T u) . v for a random u, in which each sample counts the same."""
+    if not (norm(at) + norm(along)).isfinite():  # a run that has diverged: there is nothing to compare
+        return True
+    u = balanced(torch.linalg.vector_norm(pushed, dim=1, keepdim=True).expand_as(pushed))
+    graph, leaves = _graph(outputs, at)
+    pulled = dict(zip(at, gradients(graph, leaves, u), strict=True))
+    eps = torch.finfo(pushed.dtype).eps
+    allowed = eps**0.5 * torch.linalg.vector_norm(u * pushed) + 1e3 * eps * norm(pulled) * norm(along)
+    return bool(((u * pushed).sum() - dot(pulled, along)).abs() <= allowed)
+
+
+def balanced(norms: Tensor) -> Tensor:
+    """Random factors, always the same, that make equal shares of things of these norms.
+
+    What is 0 counts like the others: it may be what is wrong. The global generator is left alone.
+    """
+    drawn = torch.randn(norms.shape, generator=torch.Generator().manual_seed(0), dtype=norms.dtype)
+    usual = norms[norms > 0].mean() if (norms > 0).any() else norms.new_ones(())
+    return drawn.to(norms.device) / torch.where(norms > 0, norms, usual)
+
+
+def _one_by_one(outputs: Function, at: Tree, along: Tree) -> tuple[Tensor, Tensor]:
+    """f(w) and J v as the products of all rows with v, each row by plain autograd."""
+    graph, leaves = _graph(outputs, at)
+    with torch.enable_grad():
+        entries = graph.reshape(-1).unbind()
+    rows = (gradients(one, leaves, keep=True) for one in entries)
+    products = [dot(dict(zip(at, row, strict=True)), along) for row in rows]
+    return graph.detach(), torch.stack(products).reshape(graph.shape)
+
+
+def _graph(outputs: Function, at: Tree) -> tuple[Tensor, dict[str, Tensor]]:
+    """f(w) with the graph that leads to w."""
+    leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
+    with torch.enable_grad():
+        return outputs(leaves), leaves
+
+
+def gradients(outputs: Tensor, leaves: Tree, u: Tensor | None = None, *, keep: bool = False) -> list[Tensor]:
+    """J^T u in the order of the leaves, dense, by one plain backward pass; zeros where nothing depends on them.
+
+    Args:
+        outputs: f(w, x) with its graph.
+        leaves: w by name.
+        u: of the shape of the outputs; may be left out for a single one.
+        keep: whether the graph is needed again.
+    """
+    if not outputs.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves.values()]
+    found = torch.autograd.grad(outputs, list(leaves.values()), u, keep, materialize_grads=True)
+    return [grad.to_dense() for grad in found]
 
 
 def random_state() -> list[bytes]:
     """The state of the generators that layers draw from."""
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])
     return [state.numpy().tobytes() for state in states]
-
-
-class Tangents(TorchFunctionMode):
-    """Forward mode without tangents where gradients are off.
-
-    By itself torch propagates them through ``torch.no_grad``, so that J v would not go with J^T u.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if torch.is_grad_enabled():
-            return func(*args, **(kwargs or {}))
-        with forward_ad._set_fwd_grad_enabled(False):
-            return func(*args, **(kwargs or {}))
-
-
-@cache
-def load_forward_mode() -> None:
-    """Have torch load what forward mode needs, once: some versions warn of deprecated parts of theirs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.zeros(()),))
-
-
-def _jvp_by_vjp(
-    module: nn.Module, outputs: Callable[[Tree], Tensor], values: Tree, tangent: Tree
-) -> tuple[Tensor, Tensor]:
-    leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-    with torch.enable_grad(), bind(module, leaves):
-        out = outputs(leaves)
-        u = torch.zeros_like(out, requires_grad=True)
-        pulled = torch.autograd.grad(out, list(leaves.values()), u, create_graph=True, materialize_grads=True)
-        along = sum(
-            ((g * tangent[name]).sum() for name, g in zip(leaves, pulled, strict=True)), torch.zeros(()).to(u)
-        )
-        (pushed,) = torch.autograd.grad(along, u, allow_unused=True, materialize_grads=True)
-    return out.detach(), pushed.detach()
 
 
 def vjp(
@@ -269,11 +348,9 @@ def vjp(
         leaves = {name: plain(value).requires_grad_() for name, value in parameters.items()}
         # A checkpointed part runs once more in the backward pass: it must then meet the same parameters.
         with bind(module, leaves):
-            out = columns(call(module, leaves, transform(x, plain), output), count(x))
-            if not out.requires_grad:
-                return out, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-            grads = torch.autograd.grad(out, list(leaves.values()), plain(cotangent), materialize_grads=True)
-    return out.detach(), dict(zip(leaves, grads, strict=True))
+            out = columns(call(module, leaves, transform(x, lambda t: plain(t).clone()), output), count(x))
+            found = gradients(out, leaves, plain(cotangent))
+    return out.detach(), dict(zip(leaves, found, strict=True))
 
 
 def hvp(function: Callable[[Tree], Tensor], parameters: Tree, direction: Tree) -> dict[str, Tensor]:
@@ -295,84 +372,3 @@ def hvp(function: Callable[[Tree], Tensor], parameters: Tree, direction: Tree) -
             return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         second = torch.autograd.grad(slope, flat, materialize_grads=True)
     return dict(zip(leaves, second, strict=True))
-
-
-def jacobian(
-    module: nn.Module,
-    parameters: Tree,
-    x: Inputs,
-    *,
-    names: str | Sequence[str] | None = None,
-    chunk: int | None = None,
-    output: Output | None = None,
-) -> dict[str, Float[Tensor, "n c ..."]]:
-    """The rows of the Jacobian, df_a(w, x_i)/dw: for each parameter a tensor ``(n, c, *shape)``.
-
-    Each sample is evaluated as a batch of one: by vmap over the samples, or one sample after another where
-    the module does something that vmap cannot.
-
-    Args:
-        module: f.
-        parameters: w by name.
-        x: inputs.
-        names: the parameters to differentiate by, one name or several (default: all in ``parameters``).
-        chunk: the number of samples at a time (default: all).
-        output: what picks the outputs from what the module returns.
-
-    Raises:
-        UserError: if the module couples samples or is random (see :func:`check_separable`).
-
-    >>> layer = nn.Linear(2, 1)
-    >>> jacobian(layer, trainable(layer), torch.tensor([[3.0, 4.0]]))["weight"]
-    tensor([[[[3., 4.]]]])
-    """
-    check_separable(module)
-
-    def outputs(moving: Tree, sample: Inputs) -> Tensor:
-        alone = transform(sample, lambda tensor: tensor[None])
-        return call(module, {**every, **moving}, alone, output).reshape(-1)
-
-    # Attention written out goes through vmap, fused attention does not. Where else torch falls back to a loop
-    # of its own, there is nothing that a user could do about its warning.
-    with exact(device_of(x)), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-        every = {name: plain(value) for name, value in parameters.items()}
-        named = [names] if isinstance(names, str) else every if names is None else names
-        wanted = {name: every[name] for name in named}
-        return _rows(outputs, wanted, transform(x, plain), chunk)
-
-
-def _rows(
-    outputs: Callable[[Tree, Any], Tensor], wanted: Tree, x: Inputs, chunk: int | None
-) -> dict[str, Tensor]:
-    """The Jacobian by vmap, else by a loop."""
-    axes = 0 if isinstance(x, Tensor) else transform(x, lambda _: 0)
-    try:
-        return vmap(jacrev(outputs), (None, axes), chunk_size=chunk)(wanted, x)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        if "randomness" in str(error):
-            raise UserError(
-                "`module`: draws random numbers in its forward; call .eval(), or take them out"
-            ) from error
-        return _jacobian_by_loop(outputs, wanted, x)
-
-
-def _jacobian_by_loop(outputs: Callable[[Tree, Any], Tensor], wanted: Tree, x: Inputs) -> dict[str, Tensor]:
-    rows: dict[str, list[Tensor]] = {name: [] for name in wanted}
-    with torch.enable_grad():
-        for i in range(count(x)):
-            sample = take(x, torch.tensor(i))
-            leaves = {name: value.detach().requires_grad_() for name, value in wanted.items()}
-            out = outputs(leaves, sample)
-            grads = [_gradient(one, list(leaves.values())) for one in out.unbind()]
-            for name, each in zip(leaves, zip(*grads, strict=True), strict=True):
-                rows[name].append(torch.stack(each))
-    return {name: torch.stack(each) for name, each in rows.items()}
-
-
-def _gradient(output: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    if not output.requires_grad:
-        return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    return torch.autograd.grad(output, leaves, retain_graph=True, materialize_grads=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regimes.control.scale import unscaled
 from regimes.core.batch import Inputs, check, count, device_of
 from regimes.core.check import checked
-from regimes.core.derivative import Output, call, check_names, check_separable, columns, exact, jvp
+from regimes.core.derivative import Output, check_names, check_separable, columns, exact, jvp, value
 from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.core.tree import sub, trainable
@@ -114,8 +114,8 @@ def _terms(
     before = {name.removeprefix(prefix): value.detach() for name, value in origin.items()}
     with exact(device_of(x)), torch.no_grad():
         start, along = jvp(network, before, x, sub(after, before), output=output)
-        now = columns(call(network, after, x, output), count(x))
-        center = torch.zeros_like(now) if frozen is None else columns(call(frozen, {}, x, output), count(x))
+        now = columns(value(network, after, x, output), count(x))
+        center = torch.zeros_like(now) if frozen is None else columns(value(frozen, {}, x, output), count(x))
     return start, along, now, center, alpha
 
 

@@ -26,6 +26,7 @@ from regimes.core.derivative import (
     exact,
     jvp,
     plain,
+    value,
     vjp,
 )
 from regimes.core.error import UserError
@@ -112,7 +113,7 @@ def kappa(
     with exact(device_of(x)), torch.no_grad():
         moving = {name.removeprefix(prefix): plain(given[name]) for name in trainable(module)}
         model = _Model(network, moving, x, output)
-        outputs = columns(call(module, given, x, output), count(x))
+        outputs = columns(value(module, given, x, output), count(x))
         check_finite(outputs, "`module`: outputs", "kappa is that of a model that has not diverged")
         distance = float(torch.linalg.vector_norm(outputs - _targets(y, outputs)))
         slope = _first_norm(model, outputs, seed) if moving else 0.0

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from regimes.control.scale import unscaled
 from regimes.core.batch import Inputs, check, count, device_of, take
 from regimes.core.check import checked
-from regimes.core.derivative import call, check_separable, exact
+from regimes.core.derivative import check_separable, exact, value
 from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.core.tree import trainable
@@ -165,12 +165,11 @@ def _sides(network: nn.Module, parameters: Tree, x: Inputs, prefix: str) -> dict
     recorder = _Recorder()
     with (
         exact(device_of(x)),
-        torch.no_grad(),
         _without_fast_path(),
         _owners(network, recorder.owners, prefix),
         recorder,
     ):
-        call(network, parameters, x)
+        value(network, parameters, x)
     return recorder.sides
 
 
@@ -216,7 +215,8 @@ def _owners(network: nn.Module, path: list[str], prefix: str) -> Iterator[None]:
     path.append(prefix)
     with ExitStack() as hooks:
         for name, part in network.named_modules(prefix=prefix):
-            if part is network:
+            # Scripted parts take no hooks: what they call counts as called by the module around them.
+            if part is network or isinstance(part, torch.jit.ScriptModule):
                 continue
 
             def enter(_part: nn.Module, _args: Any, name: str = name) -> None:

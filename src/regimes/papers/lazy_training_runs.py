@@ -91,7 +91,7 @@ def _follow(runs: Sequence[RateRun], steps: int, tick: Tick) -> list[list[float]
     import torch
 
     from regimes import control, data, models, train
-    from regimes.core.derivative import jacobian
+    from regimes.core.jacobian import jacobian
     from regimes.core.loss import squared
     from regimes.core.tree import trainable
     from regimes.train.program import Program

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from regimes.core.batch import Inputs, count, take, transform
-from regimes.core.derivative import jacobian
+from regimes.core.graph import reached
+from regimes.core.jacobian import jacobian
 from regimes.measure.kernel.factor import Factor
 from regimes.measure.kernel.hold import Heads, Products, Rows
 from regimes.measure.kernel.network import Network, Pass, record
 from regimes.measure.kernel.plan import Plan, Term
-from regimes.measure.kernel.record import reached
 from regimes.measure.kernel.rule import Rule, TokenRule, gradients, rule_of
 from regimes.measure.kernel.site import IrregularError
-from regimes.measure.kernel.watch import Watch, check_alone
+from regimes.measure.kernel.watch import Watch, check_alone, check_mapped
 
 __all__ = ["Builder", "Part"]
 
@@ -92,16 +92,31 @@ class Builder:
             edges = [run.uses[place].edge for place in backed]
             root = run.outputs if self.plan.begin is None else run.uses[self.plan.begin].draft.inputs[0]
             watch = Watch(root, n) if at.start == 0 and n > 1 else None
-            rays = self.rays
+            rays, mapped = self.rays, self._mapped
             for k, ray in enumerate(rays):
-                keep = watch is not None or k < len(rays) - 1
+                keep = watch is not None or bool(mapped) or k < len(rays) - 1
                 grads = run.back(root, edges, ray.expand(n, -1).reshape(root.shape), keep)
                 store.put_grads(run, rules, dict(zip(backed, grads, strict=True)), at, k)
                 if watch is not None:
                     watch.note(ray, grads)
+            if mapped:
+                check_mapped(self.network, run, rules, mapped, x, watch is not None)
             if watch is not None:
                 watch.check(run, edges, [rules[place].site for place in backed])
                 check_alone(self.network, run, x)
+
+    @property
+    def _mapped(self) -> frozenset[str]:
+        """The parameters whose gradients torch derives for all samples at once."""
+        sites = self.plan.survey.sites
+        return frozenset(
+            name
+            for term in self.terms
+            if term.order == "explicit"
+            for name in term.names
+            for site in (sites[place] for place in term.sites)
+            if site is not None and (site.kind == "operation" or site.factor_of(name) is None)
+        )
 
     def _rule(self, run: Pass, place: int, samples: int) -> Rule:
         site, use = self.plan.survey.sites[place], run.uses[place]

@@ -13,9 +13,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.derivative import bind
 from regimes.core.error import UserError
+from regimes.core.graph import reached
 from regimes.core.layer import is_stackable
 from regimes.measure.kernel.network import Network, Pass, record
-from regimes.measure.kernel.record import reached
 from regimes.measure.kernel.rule import gradients, rule_of
 from regimes.measure.kernel.site import IrregularError, Site, locate
 

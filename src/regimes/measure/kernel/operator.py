@@ -52,16 +52,15 @@ class TangentOperator(LinearOperator):
         """c, outputs per sample."""
         return self._like.shape[1]
 
-    def _pull(self, v: np.ndarray) -> dict[str, Tensor]:
-        """J^T v."""
+    def _rows(self, v: np.ndarray) -> Tensor:
+        """A vector as (n, c)."""
         copied = np.array(v, dtype=self.dtype, order="C").reshape(-1, self.outputs)
-        return self._jacobian.pull(torch.from_numpy(copied).to(self._like.device))
+        return torch.from_numpy(copied).to(self._like.device)
 
     def _matvec(self, x: np.ndarray) -> np.ndarray:
         if np.iscomplexobj(x):
             return self._matvec(np.real(x)) + 1j * self._matvec(np.imag(x))
-        pushed = self._jacobian.push(self._pull(x))
-        return (self._factor * pushed).flatten().cpu().numpy()
+        return (self._factor * self._jacobian.square(self._rows(x))).flatten().cpu().numpy()
 
     def _adjoint(self) -> TangentOperator:
         return self
@@ -71,7 +70,7 @@ class TangentOperator(LinearOperator):
 
     def _quadratic(self, v: np.ndarray) -> float:
         """v^T K v = ||J^T v||^2, by the backward pass alone."""
-        return self._factor * float(norm(self._pull(v))) ** 2
+        return self._factor * float(norm(self._jacobian.pull(self._rows(v)))) ** 2
 
     def eigenpairs(self, k: int, *, tolerance: float = 0.0, seed: int = 0) -> Eigenpairs:
         """The k largest eigenvalues and their vectors, by Lanczos iteration.

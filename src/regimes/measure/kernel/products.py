@@ -16,17 +16,31 @@ from torch.utils._pytree import tree_leaves
 
 from regimes.core import batch
 from regimes.core.batch import Inputs
-from regimes.core.derivative import bind, check_separable, exact, jvp, plain, random_state
+from regimes.core.derivative import (
+    RANDOM,
+    bind,
+    check_separable,
+    exact,
+    gradients,
+    plain,
+    random_state,
+    transposed,
+)
 from regimes.core.error import UserError
-from regimes.core.tree import dot
+from regimes.core.forward import by_forward_mode
+from regimes.core.graph import reached
+from regimes.core.tree import dot, norm
 from regimes.measure.kernel.network import Network
-from regimes.measure.kernel.record import reached
 
 __all__ = ["Jacobian", "prepared"]
 
 # What a product holds at its peak, in units of what a forward pass allocates: 0.7 to 2.4 was measured, over forward
 # mode and second backward passes, large networks and small ones.
 _PEAK = 3
+_NO_PRODUCTS = (
+    "`module`: has an operation with neither a forward mode nor a second derivative (EmbeddingBag, say), or a "
+    "backward pass that is not linear; form the kernel (measure.ntk), or write the operation in others"
+)
 # How many samples are compared with what they give alone.
 _SAMPLES = 32
 
@@ -61,8 +75,32 @@ class Jacobian:
     def push(self, tangent: Mapping[str, Tensor]) -> Float[Tensor, "n c"]:
         """J t."""
         way = self._forward if self.forward else self._backward_twice
-        with exact(batch.device_of(self.x)), sdpa_kernel(SDPBackend.MATH):
-            return torch.cat([way(x, tangent).detach() for _, x in self._passes()])
+        with exact(batch.device_of(self.x)), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            return torch.cat([way(x, tangent) for _, x in self._passes()])
+
+    def square(self, u: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """J J^T u, held against the backward pass alone: u . J J^T u = |J^T u|^2.
+
+        Samples that the first look did not see may take another way through the network.
+
+        Raises:
+            UserError: if neither forward mode nor a second backward pass gives that.
+        """
+        tangent = self.pull(u)
+        eps, size = torch.finfo(u.dtype).eps, float(norm(tangent)) ** 2
+        pushed: Tensor | None = None
+        for forward in (True, False)[not self.forward :]:
+            try:
+                other, pushed = pushed, replace(self, forward=forward).push(tangent)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # an operation that this way cannot pass
+                continue
+            away = abs(float((u * pushed).sum()) - size) / (float(u.norm() * pushed.norm()) or 1.0)
+            # What both ways give is right: the rest is the rounding of J^T u where that is nearly 0.
+            if away <= eps ** (0.5 if forward else 0.25) or (other is not None and _close(other, pushed)):
+                return pushed
+        raise UserError(_NO_PRODUCTS)
 
     def _passes(self) -> Iterator[tuple[slice, Inputs]]:
         for i in range(0, batch.count(self.x), self.size):
@@ -75,32 +113,22 @@ class Jacobian:
         wanted = {name: leaves[name] for name in self.network.trained}
         # Bound while autograd works, too: a checkpointed part of f runs once more on the way back.
         with torch.enable_grad(), bind(self.network.module, leaves):
-            outputs = self.network.outputs(x)
-            if not outputs.requires_grad:
-                return {}
-            grads = torch.autograd.grad(outputs, list(wanted.values()), u, materialize_grads=True)
-        return dict(zip(wanted, grads, strict=True))
+            return dict(zip(wanted, gradients(self.network.outputs(x), wanted, u), strict=True))
 
     def _forward(self, x: Inputs, tangent: Mapping[str, Tensor]) -> Float[Tensor, "n c"]:
-        leaves = self.network.leaves()
-        with bind(self.network.module, leaves):
-            return jvp(self.network.module, leaves, x, tangent, output=self.network.output)[1]
+        values = self.network.values
+
+        def outputs(moving: Mapping[str, Tensor]) -> Tensor:
+            with bind(self.network.module, {**values, **moving}):
+                return self.network.outputs(x)
+
+        return by_forward_mode(outputs, {name: values[name] for name in self.network.trained}, tangent)[1]
 
     def _backward_twice(self, x: Inputs, tangent: Mapping[str, Tensor]) -> Float[Tensor, "n c"]:
-        """The derivative of u -> (J^T u) . t."""
         leaves = self.network.leaves()
-        wanted = [leaves[name] for name in self.network.trained]
+        wanted = {name: leaves[name] for name in self.network.trained}
         with torch.enable_grad(), bind(self.network.module, leaves):
-            outputs = self.network.outputs(x)
-            if not outputs.requires_grad:
-                return torch.zeros_like(outputs)
-            u = torch.zeros_like(outputs, requires_grad=True)
-            grads = torch.autograd.grad(outputs, wanted, u, create_graph=True, materialize_grads=True)
-            along = [(g * tangent[name]).sum() for name, g in zip(self.network.trained, grads, strict=True)]
-            total = torch.stack(along).sum()
-            if not total.requires_grad:
-                return torch.zeros_like(outputs)
-            return torch.autograd.grad(total, u, materialize_grads=True)[0]
+            return transposed(self.network.outputs(x), wanted, tangent)
 
 
 class _Tally(TorchDispatchMode):
@@ -176,7 +204,7 @@ class _Examiner:
             outputs = self._network.outputs(x)
         self.bytes, self.reads = seen.bytes, self.reads or seen.reads
         if random_state() != random:
-            raise UserError("`module`: draws random numbers in its forward; call .eval(), or take them out")
+            raise UserError(RANDOM)
         if changed := [name for name, b, version in buffers if _version(b) != version]:
             raise UserError(f"`module`: changes '{changed[0]}' in its forward; call .eval() first")
         if reached(outputs).keys() & {id(other) for other in self._others}:
@@ -259,22 +287,20 @@ def _goes_forward(jacobian: Jacobian, like: Tensor) -> bool:
         allowed = torch.finfo(like.dtype).eps ** 0.5 * float(u.norm() * pushed.norm())
         if abs(float((u * pushed).sum()) - product) <= allowed:
             return forward
-    raise UserError(
-        "`module`: has an operation with neither a forward mode nor a second derivative (EmbeddingBag, say), or a "
-        "backward pass that is not linear; form the kernel (measure.ntk), or write the operation in others"
-    )
+    raise UserError(_NO_PRODUCTS)
 
 
 def _same_alone(network: Network, x: Inputs, size: int, step: int) -> bool:
     """Whether every so many samples give in their passes what they give alone."""
-    with torch.no_grad(), bind(network.module, network.values):
+    # With gradients allowed: a network of forces takes its own.
+    with torch.enable_grad(), bind(network.module, network.values):
         for part, some in Jacobian(network, x, size)._passes():
             places = list(range(-part.start % step, batch.count(some), step))
             if not places:
                 continue
             compared = Jacobian(network, batch.take(some, torch.tensor(places)), 1)
-            alone = torch.cat([network.outputs(one) for _, one in compared._passes()])
-            if not _close(network.outputs(some)[places], alone):
+            alone = torch.cat([network.outputs(one).detach() for _, one in compared._passes()])
+            if not _close(network.outputs(some).detach()[places], alone):
                 return False
     return True
 

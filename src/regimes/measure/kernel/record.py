@@ -22,11 +22,12 @@ from torch.overrides import TorchFunctionMode
 
 from regimes.core.batch import Inputs, tensors
 from regimes.core.error import UserError
+from regimes.core.graph import reached
 from regimes.measure.kernel.call import Call
 from regimes.measure.kernel.parse import multiple, operation, parse
 from regimes.measure.kernel.use import Reference, Use
 
-__all__ = ["Recorder", "reached"]
+__all__ = ["Recorder"]
 
 # Reading a number out of a tensor: what follows can depend on it in ways that no derivative shows.
 _DECISIONS = frozenset(
@@ -210,26 +211,6 @@ def _inside_function() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def reached(tensor: Tensor) -> dict[int, Tensor]:
-    """The leaves that the graph of a tensor leads to, by id; held, lest another tensor is given the id of one."""
-    seen: set[Any] = set()
-    leaves: dict[int, Tensor] = {}
-    waiting: list[Any] = [tensor.grad_fn] if tensor.grad_fn is not None else []
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        for following, _ in node.next_functions:
-            if following is None:
-                continue
-            leaf = getattr(following, "variable", None)
-            if leaf is not None:
-                leaves[id(leaf)] = leaf
-            waiting.append(following)
-    return leaves
 
 
 def _mark(tensor: Tensor, numbers: bool) -> None:

@@ -1,19 +1,23 @@
-"""Whether the samples of a batch keep to themselves, looked at once for each tile while its factors are formed."""
+"""What is looked at while the factors of a tile are formed: whether its samples keep to themselves, and whether
+what torch derives for all of them at once is what it derives one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from regimes.core.batch import Inputs, count, take, transform
-from regimes.core.derivative import bind
+from regimes.core.derivative import balanced, bind
+from regimes.core.derivative import gradients as plain_gradients
+from regimes.core.jacobian import are_rows
 from regimes.measure.kernel.network import Network, Pass
+from regimes.measure.kernel.rule import Rule, gradients
 from regimes.measure.kernel.site import IrregularError, Site
 
-__all__ = ["Watch", "check_alone"]
+__all__ = ["Watch", "check_alone", "check_mapped"]
 
 
 class Watch:
@@ -70,9 +74,45 @@ class Watch:
 def check_alone(network: Network, run: Pass, x: Inputs) -> None:
     """Raise unless the last sample has the same outputs by itself."""
     last = count(x) - 1
-    with torch.no_grad(), bind(network.module, run.leaves):
-        alone = network.outputs(transform(take(x, slice(last, last + 1)), Tensor.clone))
+    # With gradients allowed: a network of forces takes its own.
+    with torch.enable_grad(), bind(network.module, network.values):
+        alone = network.outputs(transform(take(x, slice(last, last + 1)), Tensor.clone)).detach()
     together = run.outputs[last]
     size = torch.linalg.vector_norm(together)
     if torch.linalg.vector_norm(alone[0] - together) > torch.finfo(alone.dtype).eps ** 0.5 * size:
         raise IrregularError("a sample alone gives something else")
+
+
+def check_mapped(
+    network: Network, run: Pass, rules: Mapping[int, Rule], names: Collection[str], x: Inputs, keep: bool
+) -> None:
+    """Raise unless the rules give these parameters, in a random direction, what a plain backward pass gives.
+
+    Some rules go by vmap, whose own rules are wrong in places, and for some sizes only: those of this pass.
+
+    Args:
+        network: f.
+        run: a pass of these samples.
+        rules: of all uses of the parameters, by place.
+        names: the parameters.
+        x: the samples.
+        keep: whether the graph of the pass is needed again.
+    """
+    direction = balanced(torch.ones_like(run.outputs))
+    backs = run.back(run.outputs, [run.uses[place].edge for place in rules], direction, keep)
+    zeros = {name: network.values[name] for name in sorted(names)}
+    rows = {name: value.new_zeros(count(x), 1, *value.shape) for name, value in zeros.items()}
+    for rule, back in zip(rules.values(), backs, strict=True):
+        if back is not None:
+            for name, each in gradients(rule, back, names, run.leaves):
+                rows[name] += each.reshape(rows[name].shape)
+
+    def pull(weights: Tensor) -> dict[str, Tensor]:
+        leaves = network.leaves()
+        wanted = {name: leaves[name] for name in rows}
+        with torch.enable_grad(), bind(network.module, leaves):
+            outputs = network.outputs(transform(x, Tensor.clone))
+            return dict(zip(wanted, plain_gradients(outputs, wanted, weights * direction), strict=True))
+
+    if not are_rows(rows, pull):
+        raise IrregularError("derived for all samples at once, the rows are others")
