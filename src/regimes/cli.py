@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +23,7 @@ __all__ = ["app", "main"]
 
 MISTAKE = 2
 INTERRUPTED = 130
+LONGEST = 1000
 COLOURS = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
 
 
@@ -29,8 +34,10 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(told(f"error: {error}"), err=True)
             raise typer.Exit(MISTAKE) from None
+        except SystemExit as error:  # in the code of a study, where nothing else was in the way of it
+            raise RuntimeError(f"sys.exit({error.code!r}) was called") from error
         except KeyboardInterrupt as error:
             typer.echo(str(error) or "interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -44,7 +51,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory that `regimes run` wrote.")]
+
+def folder(text: str) -> Path:
+    """The name of a directory: an empty one would mean the current one."""
+    if not text:
+        raise typer.BadParameter("it is empty: expected the name of a directory, such as . for this one")
+    return Path(text)
+
+
+def existing(text: str) -> Path:
+    """The name of a directory that is there."""
+    if not (path := folder(text)).is_dir():
+        raise typer.BadParameter(f"{text!r} is no directory")
+    return path
+
+
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT", parser=folder, help="The directory that `regimes run` wrote.")
+]
 Given = Annotated[
     str | None,
     typer.Option(
@@ -59,13 +83,13 @@ Data = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        exists=True,
-        file_okay=False,
+        parser=existing,
         help="Data sets; without it REGIMES_DATA, or ~/.cache/regimes.",
     ),
 ]
 Results = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Results, to be continued; without it runs/STUDY-SCALE.")
+    Path | None,
+    typer.Option(metavar="DIR", parser=folder, help="Results, to be continued; without it runs/STUDY-SCALE."),
 ]
 On = Annotated[
     str, typer.Option(metavar="here|pool[:N]", help="In this process, or in N; without N one per core.")
@@ -132,7 +156,7 @@ def run(
             chosen[name] = value
     check_device(chosen.get("device"))
     found = find_study(study)
-    size = scale or next(iter(found.scales))
+    size = next(iter(found.scales)) if scale is None else scale
     found.scale(size)
     place = out or Path("runs") / f"{found.name}-{size}"
     if dry_run:
@@ -141,7 +165,8 @@ def run(
         )
         return
     result = run_study(found, size, place, data=data, settings=chosen, on=on)
-    typer.echo(f"{result}\n{page.headline(page.build(place, found))} Report: {place / 'report.html'}")
+    typer.echo(str(result))
+    typer.echo(f"{page.headline(page.build(place, found))} Report: {place / 'report.html'}")
     raise typer.Exit(1 if result.failures else 0)
 
 
@@ -160,7 +185,7 @@ def claims(
     held = stored_study(out, study)
     reading = Store(out, held.runs).read()
     for line in reading.left_out:
-        typer.echo(f"warning: {line}", err=True)
+        typer.echo(told(f"warning: {line}"), err=True)
     found = verdicts(held.claims, reading.frame)
     if as_json:
         typer.echo(dumps(found), nl=False)
@@ -248,14 +273,57 @@ def interval(low: float | None, high: float | None) -> str:
 
 def one_line(message: Warning | str, *_: Any) -> str:
     """A warning as the user sees it: what it says, not where in the library it was said."""
-    return f"warning: {message}\n"
+    return f"{told(f'warning: {message}')}\n"
+
+
+def told(text: str) -> str:
+    """A message as one line for a terminal: what cannot be printed by its number, no more than fits one.
+
+    >>> told("`out` is 'a\\nb\\x1b[2J'")
+    "`out` is 'a\\\\nb\\\\x1b[2J'"
+    """
+    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text.strip())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
+def defect(error: Exception) -> str:
+    """What nobody foresaw in a line; its traceback goes to a file, which is named."""
+    from regimes.study.fault import place, trace_of
+    from regimes.study.study import one_line
+
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="regimes-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(trace_of(error))
+        where = f"; the traceback is in {file.name}"
+    except OSError:
+        where = ""
+    return f"error: unforeseen: {one_line(error)}{place(error)}{where}"
 
 
 def main() -> None:
     """The console command ``regimes``."""
     warnings.formatwarning = one_line
     fix_rounding()
-    app(prog_name="regimes")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+    try:
+        app(prog_name="regimes")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        line = f"error: {error.filename or 'the system says'}: {reason}"
+    except MemoryError:
+        line = "error: out of memory; ask for less, or for fewer workers with --on pool:1"
+    except Exception as error:
+        line = defect(error)
+    with suppress(OSError):
+        # standard output may be what failed: it must not fail again when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    with suppress(OSError):
+        print(told(line), file=sys.stderr)
+    sys.exit(MISTAKE)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, InstanceOf
 
 import regimes
 from regimes.core.error import UserError
@@ -26,17 +26,21 @@ FILE = "study.json"
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "scipy", "scikit-learn")
 
 
+Text = InstanceOf[str]
+"""Words of any letters: the name of a file need not be one that UTF-8 can spell, which a plain ``str`` must be."""
+
+
 @final
 class Held(BaseModel):
     """What must be in ``study.json`` for the rest to be read; more may be there."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    study: str
-    sessions: list[dict[str, Any]]
-    scale: str | None = None
-    settings: dict[str, Any] | None = None
-    source: str | None = None
+    study: Text
+    sessions: list[dict[Any, Any]]
+    scale: Text | None = None
+    settings: dict[Any, Any] | None = None
+    source: Text | None = None
 
 
 def read_record(store: Store) -> dict[str, Any] | None:
@@ -46,13 +50,13 @@ def read_record(store: Store) -> dict[str, Any] | None:
         UserError: the file is damaged, or cannot be read.
     """
     try:
-        return Held.model_validate_json((store.out / FILE).read_bytes()).model_dump()
+        return Held.model_validate(json.loads((store.out / FILE).read_bytes())).model_dump()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"`out` is {str(store.out)!r}: its {FILE} cannot be read ({reason})") from None
-    except ValidationError:
+    except (ValueError, RecursionError):
         raise UserError(f"`out` is {str(store.out)!r}: its {FILE} is damaged; choose another --out") from None
 
 

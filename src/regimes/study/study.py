@@ -208,7 +208,7 @@ def load_study_file(path: str | Path) -> Study:
     Raises:
         UserError: no such file, an error in it (with the line), or no ``STUDY``.
     """
-    file = Path(os.path.expanduser(path)).resolve()
+    file = Path(os.path.realpath(os.path.expanduser(path)))
     if not file.is_file():
         raise UserError(f"`study` is {str(path)!r}: no such file")
     study = getattr(import_file(file), "STUDY", None)
