@@ -180,13 +180,14 @@ def claims(
 ) -> None:
     """Show the verdict on each claim. Exit code 0 if all are reproduced, else 1."""
     from regimes.report.claim import dumps, verdicts
+    from regimes.report.decide import with_ways
     from regimes.study import Store
 
     held = stored_study(out, study)
     reading = Store(out, held.runs).read()
     for line in reading.left_out:
         typer.echo(told(f"warning: {line}"), err=True)
-    found = verdicts(held.claims, reading.frame)
+    found = with_ways(verdicts(held.claims, reading.frame), held, out)
     if as_json:
         typer.echo(dumps(found), nl=False)
     else:
@@ -242,7 +243,15 @@ def lines_of(verdicts: list[dict[str, Any]]) -> list[str]:
     for one, row in zip(verdicts, rows[1:], strict=True):
         lines += [typer.style(row.rstrip(), fg=COLOURS[one["verdict"]]), f"  {one['claim']}"]
         lines += [f"  {one['note']}"] if one["note"] else []
+        lines += [f"  {line}" for line in way_of(one["decide"])] if one["decide"] else []
     return lines
+
+
+def way_of(way: dict[str, str]) -> list[str]:
+    """What would decide a claim, its command on a line of its own."""
+    if not way["command"]:
+        return [way["text"]]
+    return [f"{way['text']} ({way['cost']}):", f"  {way['command']}"]
 
 
 def number(value: float | str | None) -> str:

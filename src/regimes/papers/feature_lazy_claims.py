@@ -52,8 +52,9 @@ def _claim(
     high: float | None,
     statistic: Statistic,
     rows: pd.DataFrame,
+    unit: str = "seeds",
 ) -> Claim:
-    return Claim(id, PAPER, sentence, reference, origin, (low, high), lambda _frame: statistic(rows))
+    return Claim(id, PAPER, sentence, reference, origin, (low, high), lambda _frame: statistic(rows), unit)
 
 
 def _crossover(label: str, name: str, rows: pd.DataFrame, law: str) -> Claim:
@@ -70,6 +71,7 @@ def _crossover(label: str, name: str, rows: pd.DataFrame, law: str) -> Claim:
         power + 0.1,
         _star,
         rows,
+        unit="members",  # the search takes its seeds from the ensembles, more of them for narrow networks
     )
 
 
@@ -98,12 +100,12 @@ def _of_panel(label: str, name: str, rows: pd.DataFrame, depth: int) -> list[Cla
         return found
     for regime in ("feature", "lazy"):
         found.append(one(f"R11/{regime}/{label}", f"Var F ~ 1/h in the {regime} regime ({name})", -1.0, code,
-                         -1.2, -0.8, statistic=partial(_fluctuation, regime)))  # fmt: skip
+                         -1.2, -0.8, statistic=partial(_fluctuation, regime), unit="members"))  # fmt: skip
         found.append(one(f"R12/{regime}/{label}",
                          "the error of an ensemble does not depend on h in the "
                          f"{regime} regime: relative spread ({name})",
                          "2.4 % lazy, 2.9 % feature, at every h" if "fashion" in label else "equal at every h", code,
-                         None, 0.15, statistic=partial(_spread, regime)))  # fmt: skip
+                         None, 0.15, statistic=partial(_spread, regime), unit="members"))  # fmt: skip
     return found
 
 

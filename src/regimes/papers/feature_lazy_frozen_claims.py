@@ -80,7 +80,7 @@ def _kernels(label: str, name: str, rows: pd.DataFrame) -> list[Claim]:
 def _claim(
     id: str, sentence: str, reference: str, allowed: tuple[float | None, float | None], statistic: Statistic
 ) -> Claim:
-    return Claim(id, PAPER, sentence, reference, "paper text (version 1)", allowed, statistic)
+    return Claim(id, PAPER, sentence, reference, "paper text (version 1)", allowed, statistic, unit="frozen")
 
 
 def _difference(rows: pd.DataFrame, regime: str, column: str, _frame: pd.DataFrame) -> Estimate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -151,9 +152,7 @@ def _images(name: str, rows: pd.DataFrame) -> list[Claim]:
         _claim(f"R4/frozen/{name}", f"least stability of the activations at alpha >= 100 ({name})",
              "at least 99 % (VGG-11)", (0.98, None), _stability(100.0, np.inf)),
     ]  # fmt: skip
-    return [
-        Claim(c.id, c.paper, c.claim, c.reference, c.origin, c.range, _on(rows, c.statistic)) for c in found
-    ]
+    return [replace(one, statistic=_on(rows, one.statistic)) for one in found]
 
 
 def _on(rows: pd.DataFrame, statistic: Statistic) -> Statistic:

@@ -32,6 +32,8 @@ class Claim:
         origin: how well the reference is known (certainty mark), such as "paper text".
         range: (low, high) in which the value must fall, set before any run; None where a side is open.
         statistic: from the rows of the store to an :class:`Estimate`; raises UserError if rows are missing.
+        unit: the option of the study that sets how many independent things the statistic rests on; empty if more of
+            them would not narrow the interval.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Claim:
     origin: str
     range: tuple[float | None, float | None]
     statistic: Callable[[pd.DataFrame], Estimate]
+    unit: str = "seeds"
 
     def __post_init__(self) -> None:
         for name in ("id", "paper", "claim", "origin"):
@@ -101,7 +104,7 @@ def judge(claim: Claim, frame: pd.DataFrame, heard: Heard = unheard) -> dict[str
 
     Returns:
         the keys "id", "paper", "claim", "value", "low", "high", "reference", "range" (a pair), "verdict",
-        then "method", "n", "origin", "note".
+        then "method", "n", "unit", "origin", "note".
     """
     note = ""
     try:
@@ -127,6 +130,7 @@ def judge(claim: Claim, frame: pd.DataFrame, heard: Heard = unheard) -> dict[str
         "verdict": outcome,
         "method": found.method,
         "n": int(found.n),
+        "unit": claim.unit,
         "origin": claim.origin,
         "note": note,
     }

@@ -13,6 +13,7 @@ import pandas as pd
 
 from regimes.core.error import UserError
 from regimes.report.claim import VERDICTS, Claims, dumps, verdicts
+from regimes.report.decide import with_ways
 from regimes.report.provenance import counts, facts, load
 from regimes.report.shown import Shown, draw, draw_all
 from regimes.study import Run, Store
@@ -84,7 +85,7 @@ def build(
     faults: list[StudyFault] = []
     mistake: UserError | None = None
     try:
-        found = verdicts(study.claims, frame, faults.append)
+        found = with_ways(verdicts(study.claims, frame, faults.append), study, out)
     except UserError as error:
         found, mistake = [], error
         notes.append(str(error))

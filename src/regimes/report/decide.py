@@ -1,0 +1,180 @@
+"""What would decide an inconclusive claim: so many seeds, by the width of its interval; the command, and its cost."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from regimes.core.error import UserError
+from regimes.study import Store, Study, forecast_study, read_record
+from regimes.study.estimate import quantile
+from regimes.study.growth import setting
+from regimes.study.progress import duration
+from regimes.study.run import canonical
+
+__all__ = ["Way", "share_needed", "units_needed", "with_ways"]
+
+FEWEST = 3
+"""Of one seed nothing is known of the spread, of two hardly anything."""
+MOST = 1000
+
+
+@dataclass(frozen=True)
+class Way:
+    """What would decide a claim.
+
+    Attributes:
+        text: in words.
+        command: that would do it; empty if no command would.
+        cost: of the command; empty if it is not known.
+    """
+
+    text: str
+    command: str = ""
+    cost: str = ""
+
+
+def with_ways(found: Sequence[Mapping[str, Any]], study: Any, out: Path) -> list[dict[str, Any]]:
+    """The verdicts, each inconclusive one with the key "decide": text, command and cost; None for the others.
+
+    Args:
+        found: verdicts, as :func:`regimes.report.claim.verdicts` gives them.
+        study: the study; of what is no :class:`regimes.study.Study` nothing can be forecast.
+        out: the directory of its rows.
+    """
+    held = None
+    if isinstance(study, Study):
+        with suppress(UserError):  # of a damaged record the page speaks elsewhere
+            held = read_record(Store(out))
+    if held is None or held["scale"] not in study.scales:
+        return [{**one, "decide": None} for one in found]
+    plan = _Plan(study, out, held)
+    ways = [plan.way(one) if one["verdict"] == "inconclusive" else None for one in found]
+    return [
+        {
+            **one,
+            "decide": None if way is None else {"text": way.text, "command": way.command, "cost": way.cost},
+        }
+        for one, way in zip(found, ways, strict=True)
+    ]
+
+
+def share_needed(one: Mapping[str, Any]) -> float:
+    """The share of its width to which an interval must shrink about its value to leave the ends of the range.
+
+    >>> share_needed({"value": 0.5, "low": 0.25, "high": 0.75, "range": [0.375, None]})
+    0.5
+    """
+    value, low, high = one["value"], one["low"], one["high"]
+    first, last = (
+        math.inf * sign if end is None else end for end, sign in zip(one["range"], (-1, 1), strict=True)
+    )
+    if value < first:
+        return (first - value) / (high - value)
+    if value > last:
+        return (value - last) / (value - low)
+    below = (value - first) / (value - low) if low < first else 1.0
+    above = (last - value) / (high - value) if high > last else 1.0
+    return min(below, above)
+
+
+def units_needed(n: int, share: float) -> int | None:
+    r"""How many independent units make an interval that n units have ``share`` times as wide; None beyond 1000 n.
+
+    The width goes with :math:`t_{n-1} / \sqrt n` if the spread stays.
+
+    >>> units_needed(3, 0.5), units_needed(20, 0.5)
+    (5, 73)
+    """
+    if not share > 0:
+        return None
+
+    def narrowness(m: int) -> float:
+        return -quantile(m - 1) / math.sqrt(m)
+
+    wanted = range(n, MOST * n + 1)
+    place = bisect_left(wanted, share * narrowness(n), key=narrowness)
+    return wanted[place] if place < len(wanted) else None
+
+
+class _Plan:
+    """The growth of one study, forecast once for each value of an option."""
+
+    def __init__(self, study: Study, out: Path, held: Mapping[str, Any]) -> None:
+        self._study, self._out, self._scale = study, out, held["scale"]
+        known = study.settings(self._scale)
+        told = [one.get("settings") for one in held["sessions"]]
+        self._history = [one for one in told if isinstance(one, dict)] + [held["settings"] or {}]
+        self._present = {name: value for name, value in self._history[-1].items() if name in known}
+        self._default = canonical(known)
+        last = held["sessions"][-1] if held["sessions"] else {}
+        self._on, self._data = str(last.get("on") or "here"), last.get("data")
+        self.forecast = cache(self._forecast)
+
+    def way(self, one: Mapping[str, Any]) -> Way:
+        """What would decide one claim."""
+        unit = one["unit"]
+        if one["value"] is None:
+            command, cost = self.forecast("", 0)
+            return (
+                Way("what it rests on is not finished", command, cost)
+                if command
+                else Way("not decided by more seeds: its rows are all there, and do not tell")
+            )
+        if not unit:
+            return Way("not decided by more seeds: they do not narrow its interval")
+        if unit not in self._default:
+            return Way(
+                f"more independent runs narrow its interval, but the study has no option `{unit}` for them"
+            )
+        now = max((one[unit] for one in self._history if isinstance(one.get(unit), int)), default=1)
+        if one["low"] is None or one["high"] is None or one["n"] < 2:
+            return self._grown(
+                unit, max(FEWEST, 2 * now), "there is no interval yet; with {count} {unit} there is one"
+            )
+        needed = units_needed(one["n"], share_needed(one))
+        if needed is None:
+            return Way(
+                f"not decided by more {unit}: the value lies at an end of the range, as far as is known"
+            )
+        count = max(now + 1, math.ceil(now * needed / one["n"]))
+        return self._grown(unit, count, "about {count} {unit} would decide it, if the spread stays")
+
+    def _grown(self, unit: str, count: int, text: str) -> Way:
+        words = text.format(count=count, unit=unit)
+        command, cost = self.forecast(unit, count)
+        return Way(words, command, cost)
+
+    def _forecast(self, unit: str, count: int) -> tuple[str, str]:
+        """The command and its cost; empty where nothing is left to do, or where the study refuses it."""
+        chosen = {name: value for name, value in self._present.items() if name != unit}
+        chosen |= {unit: count} if unit else {}
+        try:
+            told = forecast_study(self._study, self._scale, self._out, settings=chosen, on=self._on)
+        except UserError:
+            return "", ""
+        left = told.wanted - told.finished
+        if not left:
+            return "", ""
+        workers = "1 worker" if told.workers == 1 else f"{told.workers} workers"
+        runs = "1 run" if left == 1 else f"{left} runs"
+        cost = f"{runs} more, about {duration(told.seconds)} on {workers}"
+        return self._command(chosen, unit), cost
+
+    def _command(self, chosen: Mapping[str, Any], unit: str) -> str:
+        words = ["regimes", "run", str(self._study.source or self._study.name)]
+        words += ["--scale", self._scale, "--out", str(self._out)]
+        words += ["--data", self._data] if isinstance(self._data, str) else []
+        for name, value in chosen.items():
+            if name == unit == "seeds":
+                words += ["--seeds", str(value)]
+            elif name == unit or canonical(value) != self._default[name]:
+                words += ["--set", setting(name, value)]
+        return shlex.join(words)

@@ -1,0 +1,188 @@
+"""An inconclusive claim says what would decide it; what is said is so."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from regimes.cli import app
+from regimes.core.error import UserError
+from regimes.report import page
+from regimes.report.claim import Claim, verdicts
+from regimes.report.decide import share_needed, units_needed, with_ways
+from regimes.study import Option, Scale, Study, grid, run_study
+from regimes.study.estimate import Estimate, mean, quantile
+from tests.study.toy import Toy
+
+FILE = '''
+from regimes.report.claim import Claim
+from regimes.study import Option, Run, Scale, Study, estimate, grid
+
+
+class Draw(Run):
+    """A number whose spread stays."""
+
+    columns = {"value": float}
+    seed: int
+    shift: float = 0.0
+
+    @classmethod
+    def perform(cls, runs, data, tick):
+        for run in runs:
+            yield run, [{"value": run.shift + (-1) ** run.seed}]
+
+
+STUDY = Study(
+    name="draw",
+    title="Numbers",
+    runs=[Draw],
+    scales={"quick": Scale(lambda given: grid(Draw, seed=range(given["seeds"]), shift=given["shift"]), "", "")},
+    options={"seeds": Option(int, 4), "shift": Option(float, 0.0)},
+    claims=[Claim("D1", "none", "small", 0.0, "made up", (-0.6, 0.6), lambda rows: estimate.mean(rows["value"]))],
+)
+'''
+
+
+def value_of(frame: pd.DataFrame) -> Estimate:
+    return mean(frame.loc[frame["step"] == 1, "value"])
+
+
+def claim(allowed: tuple[float | None, float | None], **other: Any) -> Claim:
+    return Claim(
+        "T1", "none", "a sentence", 1.0, "made up", allowed, other.pop("statistic", value_of), **other
+    )
+
+
+def study(*claims: Claim, **options: Option) -> Study:
+    def sweep(settings: Mapping[str, Any]) -> Any:
+        return grid(Toy, width=[1], seed=range(settings.get("seeds", 4)))
+
+    given = options or {"seeds": Option(int, 4)}
+    return Study("toy", "A toy", (Toy,), {"quick": Scale(sweep, "", "")}, options=given, claims=claims)
+
+
+def way_of(one: Study, out: Path) -> dict[str, str] | None:
+    run_study(one, "quick", out, quiet=True)
+    return with_ways(verdicts(one.claims, pd.read_parquet(out / "rows")), one, out)[0]["decide"]
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 200])
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.5, 0.1])
+def test_so_many_make_the_interval_so_narrow_and_one_less_does_not(n: int, share: float) -> None:
+    needed = units_needed(n, share)
+    assert needed is not None
+    width = quantile(n - 1) / math.sqrt(n)
+    assert quantile(needed - 1) / math.sqrt(needed) <= share * width * (1 + 1e-12)
+    if needed > n:
+        assert quantile(needed - 2) / math.sqrt(needed - 1) > share * width
+
+
+def test_what_no_number_decides_has_none() -> None:
+    assert units_needed(4, 0.0) is None
+    assert units_needed(4, 1e-9) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "allowed"),
+    [
+        (0.5, 0.1, 0.9, (0.4, None)),
+        (0.5, 0.1, 0.9, (None, 0.6)),
+        (0.5, 0.1, 0.9, (0.3, 0.6)),
+        (0.5, 0.1, 0.9, (0.6, None)),
+        (0.5, 0.1, 0.9, (None, 0.2)),
+        (0.5, 0.4, 1.9, (None, 0.6)),
+    ],
+)
+def test_an_interval_of_that_share_decides(value: float, low: float, high: float, allowed: Any) -> None:
+    one = {"value": value, "low": low, "high": high, "range": list(allowed)}
+    share = share_needed(one)
+    assert 0 < share < 1
+    for factor, decided in ((0.99, True), (1.01, False)):
+        ends = [value + factor * share * (end - value) for end in (low, high)]
+        narrow = Estimate(value, ends[0], ends[1], 4)
+        [found] = verdicts([claim(allowed, statistic=lambda rows, narrow=narrow: narrow)], pd.DataFrame())
+        assert (found["verdict"] != "inconclusive") == decided
+
+
+def test_the_command_decides_the_claim(tmp_path: Path) -> None:
+    """It is run as printed, from the terminal and from the page."""
+    file, out = tmp_path / "my draw.py", tmp_path / "out"
+    file.write_text(FILE)
+
+    def regimes(*words: str | Path) -> Result:
+        return CliRunner().invoke(app, [str(word) for word in words], prog_name="regimes")
+
+    assert regimes("run", file, "--out", out, "--on", "here", "--set", "shift=0.25").exit_code == 0
+    told = json.loads(regimes("claims", out, "--study", file, "--json").stdout)[0]
+    assert told["verdict"] == "inconclusive"
+    words = shlex.split(told["decide"]["command"])
+    count = int(words[-1])
+    assert words == ["regimes", "run", str(file), "--scale", "quick", "--out", str(out), "--set", "shift=0.25",
+                     "--seeds", str(count)]  # fmt: skip
+    assert told["decide"]["text"] == f"about {count} seeds would decide it, if the spread stays"
+    assert told["decide"]["cost"].startswith(f"{count - 4} runs more, about ")
+    shown = regimes("claims", out, "--study", file).stdout
+    assert told["decide"]["command"] in shown and told["decide"]["cost"] in shown
+    assert f"about {count} seeds would decide it" in (out / "report.html").read_text()
+    assert regimes(*words[1:], "--on", "here").exit_code == 0
+    after = json.loads(regimes("claims", out, "--study", file, "--json").stdout)[0]
+    assert (after["n"], after["verdict"], after["decide"]) == (count, "reproduced", None)
+
+
+def test_without_an_interval_the_first_step_is_to_have_one(tmp_path: Path) -> None:
+    one = study(claim((0.9, None)), seeds=Option(int, 1))
+    way = way_of(one, tmp_path)
+    assert way is not None
+    assert way["text"] == "there is no interval yet; with 3 seeds there is one"
+    assert way["command"].endswith("--seeds 3")
+
+
+def broken(frame: pd.DataFrame) -> Estimate:
+    raise UserError("`frame` says nothing")
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        (study(claim((1.0, None), unit="")), "not decided by more seeds: they do not narrow its interval"),
+        (study(claim((1.0, None)), members=Option(int, 4)), "but the study has no option `seeds` for them"),
+        (study(claim((1.0, None), statistic=broken)), "not decided by more seeds: its rows are all there"),
+        (
+            study(claim((0.5, None), statistic=lambda frame: Estimate(0.5, 0.4, 0.6, 4))),
+            "not decided by more seeds: the value lies at an end of the range",
+        ),
+    ],
+)
+def test_what_seeds_cannot_decide_is_said(tmp_path: Path, one: Study, words: str) -> None:
+    way = way_of(one, tmp_path)
+    assert way is not None and words in way["text"] and not way["command"]
+
+
+def test_what_is_not_finished_is_finished_first(tmp_path: Path) -> None:
+    one = study(claim((1.0, None), statistic=broken))
+    run_study(one, "quick", tmp_path, quiet=True)
+    next((tmp_path / "rows").iterdir()).unlink()
+    [found] = with_ways(verdicts(one.claims, pd.DataFrame()), one, tmp_path)
+    assert found["decide"]["text"] == "what it rests on is not finished"
+    assert found["decide"]["command"] == f"regimes run toy --scale quick --out {tmp_path}"
+    assert found["decide"]["cost"].startswith("1 run more, about ")
+
+
+def test_decided_claims_and_other_studies_have_no_way(tmp_path: Path) -> None:
+    one = study(claim((0.9, None)))
+    assert way_of(one, tmp_path) is None
+    values = np.random.default_rng(0).normal(size=4)
+    found = verdicts([claim((0.0, None), statistic=lambda frame: mean(values))], pd.DataFrame())
+    assert with_ways(found, object(), tmp_path)[0]["decide"] is None
+    assert with_ways(found, replace(one), tmp_path / "nowhere")[0]["decide"] is None
+    assert page.build(tmp_path, one)[0]["decide"] is None
