@@ -112,6 +112,36 @@ def alignment(k: Tensor, y: Tensor, centered: bool = False) -> float:
     return float((k * wanted).sum() / ((k**2).sum().sqrt() * (wanted**2).sum().sqrt()))
 
 
+def _off_diagonal(a: Tensor, b: Tensor) -> float:
+    """The sum of <A[i, j], B[i, j]> over i != j."""
+    n = len(a)
+    return sum(float((a[i, j] * b[i, j]).sum()) for i in range(n) for j in range(n) if i != j)
+
+
+def paired_drift(k: Tensor, k0: Tensor) -> float:
+    """||K - K0|| / ||K0|| over pairs of different points."""
+    return (_off_diagonal(k - k0, k - k0) / _off_diagonal(k0, k0)) ** 0.5
+
+
+def paired_distance(k: Tensor, k0: Tensor) -> float:
+    """1 - <K, K0> / (||K|| ||K0||) over pairs of different points."""
+    return 1 - _off_diagonal(k, k0) / (_off_diagonal(k, k) * _off_diagonal(k0, k0)) ** 0.5
+
+
+def paired_alignment(k: Tensor, labels: Tensor, centered: bool = False) -> float:
+    """<K, L> / (||K|| ||L||) over pairs of different points; centred as Szekely and Rizzo 2014 do without bias."""
+    if centered:
+        k, labels = (_without_means(each) for each in (k, labels))
+    return 1 - paired_distance(k, labels)
+
+
+def _without_means(a: Tensor) -> Tensor:
+    n = len(a)
+    a = a - a.diagonal().diag()
+    inner = a - a.sum(0) / (n - 2) - a.sum(1, keepdim=True) / (n - 2) + a.sum() / ((n - 1) * (n - 2))
+    return inner - inner.diagonal().diag()
+
+
 def linear_gap(module: nn.Module, x: Tensor, origin: Mapping[str, Tensor]) -> float:
     """||F - F_lin|| / ||F||, F_lin = F(w0, x) + J(w0, x) (w - w0), with J written out."""
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from regimes.core.error import UserError
 
 __all__ = [
     "Estimate",
+    "Scale",
     "delete_one",
     "jackknife",
     "jackknife_variance",
@@ -21,6 +22,10 @@ __all__ = [
     "quantile",
     "share",
 ]
+
+
+Scale = Literal["plain", "log", "fisher"]
+"""Where the scatter of a statistic is taken: on itself, on its logarithm, or on its artanh."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def jackknife_variance(without: np.ndarray) -> float:
 
 
 def delete_one(
-    value: float, without: np.ndarray, *, log: bool = False, level: float = 0.95, method: str = ""
+    value: float, without: np.ndarray, *, scale: Scale = "plain", level: float = 0.95, method: str = ""
 ) -> Estimate:
     r"""A statistic of n independent things with its jackknife interval, :math:`\theta \pm t_{n-1}\, \mathrm{se}`.
 
@@ -87,8 +92,8 @@ def delete_one(
     Arguments:
         value: :math:`\theta`, from all things.
         without: :math:`\theta_{(i)}`, (n,), each from all things but one.
-        log: work on the logarithm, so that the interval stays positive; on the plain scale where one of the values is
-            not above 0.
+        scale: on which to work: "log" for what is positive, "fisher" (artanh) for what lies between -1 and 1; the
+            interval does so too. Where a value lies outside, the plain scale is taken.
         level: coverage of the interval.
         method: how the things were used, in words.
 
@@ -99,15 +104,19 @@ def delete_one(
     >>> (found.value, found.low, found.high) == (same.value, same.low, same.high)
     True
     """
-    log = log and value > 0 and bool(np.all(without > 0))
-    centre, left = (math.log(value), np.log(without)) if log else (value, without)
-    half = math.nan
-    if len(left) > 1 and math.isfinite(centre) and bool(np.isfinite(left).all()):
-        half = quantile(len(left) - 1, level) * math.sqrt(jackknife_variance(left))
-    low, high = centre - half, centre + half
-    if log:
-        low, high = math.exp(low), math.exp(high)
-    return Estimate(value, low, high, len(left), method)
+    every = np.append(without, value)
+    if scale == "log" and bool(np.all(every > 0)):
+        there, back = np.log, np.exp
+    elif scale == "fisher" and bool(np.all(np.abs(every) < 1)):
+        there, back = np.arctanh, np.tanh
+    else:
+        there = back = np.positive
+    half, n = math.nan, len(without)
+    if n > 1 and bool(np.isfinite(every).all()):
+        half = quantile(n - 1, level) * math.sqrt(jackknife_variance(there(without)))
+    with np.errstate(over="ignore"):
+        low, high = (float(back(there(value) + end)) for end in (-half, half))
+    return Estimate(value, low, high, n, method)
 
 
 def jackknife(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regimes.core.batch import Inputs
 from regimes.core.derivative import call
-from regimes.core.tree import trainable
+from regimes.core.tree import named, trainable
 
 __all__ = ["State", "Status"]
 
@@ -26,7 +26,8 @@ class State:
 
     Attributes:
         module: the architecture. The values of its own parameters mean nothing here: call the state instead.
-        parameters: w(t), by the names of ``module.named_parameters()``, those that require grad.
+        parameters: w(t), by the names of ``module.named_parameters()``, those that require grad. Measurements take a
+            state dict as well, and pick them from it: buffers are those of the module, what is frozen has not moved.
         origin: w(0), by the same names.
         step: the number of steps taken.
         time: the time of a gradient flow, or the sum of the learning rates.
@@ -67,6 +68,19 @@ class State:
 
     @staticmethod
     def of(module: nn.Module, origin: Mapping[str, Tensor] | None = None, *, step: int = 0) -> State:
-        """The state of a live module; ``origin`` is w(0) by name (default: the present parameters)."""
+        """The state of a live module.
+
+        Args:
+            module: at w(t).
+            origin: w(0) by name, such as the state dict of an earlier checkpoint, of which the parameters that require
+                grad are taken; default the present parameters.
+            step: the number of steps taken.
+
+        Raises:
+            UserError: if a parameter is missing in ``origin`` or has another shape, or a name is none of the module's.
+        """
         now = {name: p.detach() for name, p in trainable(module).items()}
-        return State(module, now, dict(origin) if origin is not None else now, step=step)
+        if origin is None:
+            return State(module, now, now, step=step)
+        found = named(module, origin, "origin")
+        return State(module, now, {name: found[name].detach() for name in now}, step=step)

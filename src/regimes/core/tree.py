@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Flat", "Layout", "add", "by_layer", "dot", "norm", "owners", "scale", "sub", "trainable"]
+from regimes.core.error import UserError, nearest
+
+__all__ = [
+    "Flat",
+    "Layout",
+    "add",
+    "by_layer",
+    "dot",
+    "is_finite",
+    "named",
+    "named_pair",
+    "norm",
+    "owners",
+    "scale",
+    "size",
+    "stray",
+    "sub",
+    "trainable",
+]
 
 Tree = Mapping[str, Tensor]
 
@@ -42,6 +60,130 @@ def dot(a: Tree, b: Tree) -> Tensor:
 def norm(a: Tree) -> Tensor:
     """||a||, over all names: a scalar tensor."""
     return torch.stack([torch.linalg.vector_norm(value) for value in a.values()]).norm()
+
+
+def is_finite(a: Tree) -> bool:
+    """Whether all entries of all tensors are finite."""
+    return all(bool(value.isfinite().all()) for value in a.values())
+
+
+# What DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into the names.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def _bare(name: str) -> str:
+    """The name without what wrappers put into it."""
+    for wrapper in _WRAPPERS:
+        name = name.removeprefix(wrapper).replace(f".{wrapper}", ".")
+    return name
+
+
+def stray(name: str, known: Iterable[str]) -> str:
+    """The end of an error about a name that is none of those known: what it may be.
+
+    >>> stray("module.0.weight", ["0.weight"])
+    "; that is '0.weight' under a wrapper (DistributedDataParallel, torch.compile, FSDP): take what it wraps"
+    """
+    inside = {_bare(each): each for each in known}
+    if _bare(name) in inside and (_bare(name) != name or inside[_bare(name)] != name):
+        return (
+            f"; that is '{inside[_bare(name)]}' under a wrapper (DistributedDataParallel, torch.compile, FSDP): take "
+            "what it wraps"
+        )
+    return nearest(name, inside.values())
+
+
+def named(module: nn.Module, a: Tree, argument: str, *, evaluated: bool = False) -> Tree:
+    """The entries that are parameters of the module, under the names of ``module.named_parameters()``.
+
+    A state dict holds more: buffers, and tied parameters under each of their names. Buffers are those of the module,
+    whatever the entries say; frozen parameters may be there or not.
+
+    Args:
+        module: whose parameters these are.
+        a: parameters by name, or a state dict.
+        argument: its name in an error.
+        evaluated: the module is going to be called with them, so that buffers have to be those of the module.
+
+    Raises:
+        UserError: if a name is none of the module's, a parameter that requires grad is missing, a shape differs, or
+            with ``evaluated`` a buffer.
+    """
+    own = dict(module.named_parameters())
+    if a.keys() <= own.keys() and all(name in a for name in trainable(module)):
+        found = a
+    else:
+        found = _sorted_out(module, a, argument, evaluated)
+    for name, value in found.items():
+        if value.shape != own[name].shape:
+            raise UserError(
+                f"`{argument}`: '{name}' has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}, as in the "
+                "module"
+            )
+    return found
+
+
+def named_pair(module: nn.Module, parameters: Tree | None, origin: Tree) -> tuple[Tree, Tree]:
+    """w and w0 by the same names, those of the module: see :func:`named`.
+
+    Args:
+        module: F.
+        parameters: w (default: the parameters that require grad).
+        origin: w0; what is frozen and missing in it is as in ``parameters``, for it has not moved.
+
+    Raises:
+        UserError: as :func:`named`, or if a parameter is of another dtype in one than in the other.
+    """
+    given = trainable(module) if parameters is None else parameters
+    now = named(module, given, "parameters", evaluated=parameters is not None)
+    found = named(module, origin, "origin")
+    start = {name: found.get(name, value) for name, value in now.items()}
+    for name, value in now.items():
+        if value.dtype != start[name].dtype:
+            raise UserError(
+                f"`origin`: '{name}' is of {start[name].dtype}, expected {value.dtype}, as in `parameters`"
+            )
+    return now, start
+
+
+def _sorted_out(module: nn.Module, a: Tree, argument: str, evaluated: bool) -> dict[str, Tensor]:
+    """The parameters among the entries of a state dict."""
+    own = {id(p): name for name, p in module.named_parameters()}
+    names = {name: own[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    found: dict[str, Tensor] = {}
+    for name, value in a.items():
+        if name in names:
+            found.setdefault(names[name], value)
+        elif name in buffers:
+            if evaluated and not torch.equal(buffers[name].cpu(), value.cpu()):
+                raise UserError(
+                    f"`{argument}`: the buffer '{name}' differs from that of the module, which is called with its own; "
+                    f"module.load_state_dict({argument}) first"
+                )
+        elif not name.endswith("_extra_state"):
+            raise UserError(
+                f"`{argument}`: got '{name}', expected names of module.named_parameters(){stray(name, names)}"
+            )
+    if missing := [name for name in trainable(module) if name not in found]:
+        raise UserError(
+            f"`{argument}`: '{missing[0]}' is missing, expected a value for each parameter that requires grad"
+        )
+    return found
+
+
+def size(value: Tensor) -> float:
+    """||a|| of one tensor, in double precision and without overflow, whatever the size of its entries.
+
+    >>> size(torch.tensor([0.0, 4e200], dtype=torch.float64))
+    4e+200
+    """
+    value = torch.view_as_real(value) if value.is_complex() else value
+    plain = float(torch.linalg.vector_norm(value, dtype=torch.float64))
+    if 1e-150 < plain < math.inf or not value.numel():
+        return plain
+    top = value.abs().max().double()
+    return float(top * torch.linalg.vector_norm(value.double() / top)) if 0 < top < math.inf else float(top)
 
 
 def owners(module: nn.Module) -> dict[str, str]:

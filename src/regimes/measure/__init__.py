@@ -1,6 +1,7 @@
 """What can be read off a state; nothing here knows who trained it."""
 
-from regimes.measure.drift import KernelDrift, alignment, drift, kernel_distance
+from regimes.measure.alignment import alignment
+from regimes.measure.drift import KernelDrift, drift, kernel_distance
 from regimes.measure.fluctuation import Averaging, Fluctuation, averaging, fluctuation
 from regimes.measure.gap import Gap, gap, linearized
 from regimes.measure.kappa import kappa

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import overload
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from regimes.control.scale import unscaled
-from regimes.core.batch import Inputs, check, count, device_of
+from regimes.core.batch import Inputs, check, check_finite, count, device_of
 from regimes.core.check import checked
-from regimes.core.derivative import Output, check_names, check_separable, columns, exact, jvp, value
-from regimes.core.error import UserError
+from regimes.core.derivative import Output, check_separable, columns, exact, jvp, value
+from regimes.core.estimate import Estimate, delete_one
 from regimes.core.state import State
-from regimes.core.tree import sub, trainable
-from regimes.measure.probe import Snapshot
+from regimes.core.tree import is_finite, named_pair, size, sub
+from regimes.measure.pairs import check_interval
+from regimes.measure.probe import Snapshot, with_ends
 
-__all__ = ["Gap", "check_trees", "gap", "linearized"]
+__all__ = ["Gap", "gap", "linearized"]
 
 Tree = Mapping[str, Tensor]
 
@@ -60,6 +64,26 @@ def linearized(
     return alpha * (start - center + along)
 
 
+@overload
+def gap(
+    module: nn.Module,
+    x: Inputs,
+    *,
+    origin: Tree,
+    parameters: Tree | None = None,
+    output: Output | None = None,
+    interval: None = None,
+) -> float: ...
+@overload
+def gap(
+    module: nn.Module,
+    x: Inputs,
+    *,
+    origin: Tree,
+    parameters: Tree | None = None,
+    output: Output | None = None,
+    interval: float,
+) -> Estimate: ...
 @checked
 def gap(
     module: nn.Module,
@@ -68,7 +92,8 @@ def gap(
     origin: Tree,
     parameters: Tree | None = None,
     output: Output | None = None,
-) -> float:
+    interval: float | None = None,
+) -> float | Estimate:
     r"""The linearisation gap ||F(w, x) - F_lin(w, x)|| / ||F(w, x)||, over all samples and outputs.
 
     F_lin is the linearisation at w0 (see :func:`linearized`). In the lazy limit the gap falls like 1/alpha.
@@ -76,28 +101,63 @@ def gap(
     Args:
         module: F, scaled or not, with outputs (n,) or (n, c).
         x: inputs.
-        origin: w0 by name, as ``State.origin``.
-        parameters: w by name (default: the parameters of the module), as ``State.parameters``.
+        origin: w0 by name, as ``State.origin``, or a state dict.
+        parameters: w by name (default: the parameters of the module), as ``State.parameters``, or a state dict.
         output: what picks the outputs from what the module returns.
+        interval: the coverage wanted of an interval, such as 0.95, for the gap on all inputs, of which these are a
+            sample.
 
     Returns:
-        The gap; 0 at the start, where a centred network gives 0 / 0; inf if only F is 0.
+        The gap; 0 at the start, where a centred network gives 0 / 0; inf if only F is 0. With ``interval`` an
+        :class:`~regimes.core.estimate.Estimate` of the same value, by leaving out each sample in turn, on the
+        logarithm.
 
     Raises:
-        UserError: as :func:`linearized`.
+        UserError: as :func:`linearized`, or if an output is not finite.
 
-    Source: Chizat, Oyallon, Bach 2019, theorem 2.2.
+    Source: Chizat, Oyallon, Bach 2019, theorem 2.2; Efron and Stein 1981 for the interval.
 
     >>> net = nn.Linear(2, 1)
     >>> gap(net, torch.ones(3, 2), origin=dict(net.named_parameters()))
     0.0
     """
+    check_interval(interval)
+    missed, whole = _missed(module, x, origin, parameters, output)
+    for outputs in (missed, whole):
+        check_finite(outputs, "`module`: outputs", "the gap is that of a model that has not diverged")
+    return _ratio(missed, whole) if interval is None else _ratio_with_ends(missed, whole, interval)
+
+
+def _missed(
+    module: nn.Module, x: Inputs, origin: Tree, parameters: Tree | None, output: Output | None
+) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
+    """What the linearisation misses, and F, over alpha."""
     start, along, now, center, _ = _terms(module, x, origin, parameters, output)
     # alpha cancels, and so does the centre above: the difference is taken between numbers of order one.
-    missed = torch.linalg.vector_norm(now - start - along)
-    if not along.any() and torch.equal(now, start):
+    missed = now - start - along
+    return (missed.zero_() if not along.any() and torch.equal(now, start) else missed), now - center
+
+
+def _ratio(missed: Tensor, whole: Tensor) -> float:
+    far, scale = size(missed), size(whole)
+    if far == 0.0:
         return 0.0
-    return float(missed / torch.linalg.vector_norm(now - center)) if missed else 0.0
+    return far / scale if scale else math.inf
+
+
+def _ratio_with_ends(missed: Tensor, whole: Tensor, interval: float) -> Estimate:
+    """The same with its interval: each sample is left out of both sums."""
+    bare, n = _ratio(missed, whole), len(missed)
+    far, scale = (
+        (each.double() / (float(each.abs().max()) or 1.0)).square().sum(1).cpu().numpy()
+        for each in (missed, whole)
+    )
+    tops = float(missed.abs().max()), float(whole.abs().max())
+    left, rest = (np.maximum(each.sum() - each, 0.0) for each in (far, scale))
+    share = np.divide(left, rest, out=np.where(left > 0, np.inf, 0.0), where=rest > 0)
+    without = np.sqrt(share) * (tops[0] / tops[1] if tops[1] else 1.0)
+    method = f"{n} samples; jackknife, {100 * interval:g} %"
+    return delete_one(bare, without, scale="log", level=interval, method=method)
 
 
 def _terms(
@@ -105,13 +165,13 @@ def _terms(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
     """f(w0, x), J(w0, x) (w - w0), f(w, x), what F subtracts from f, and alpha."""
     check(x, "x")
-    given = trainable(module) if parameters is None else parameters
-    check_trees(module, given, origin)
+    after, before = named_pair(module, parameters, origin)
     network, alpha, frozen = unscaled(module)
     check_separable(network)
     prefix = "" if network is module else "network."
-    after = {name.removeprefix(prefix): value.detach() for name, value in given.items()}
-    before = {name.removeprefix(prefix): value.detach() for name, value in origin.items()}
+    after, before = (
+        {name.removeprefix(prefix): each.detach() for name, each in tree.items()} for tree in (after, before)
+    )
     with exact(device_of(x)), torch.no_grad():
         start, along = jvp(network, before, x, sub(after, before), output=output)
         now = columns(value(network, after, x, output), count(x))
@@ -119,34 +179,36 @@ def _terms(
     return start, along, now, center, alpha
 
 
-def check_trees(module: nn.Module, parameters: Tree, origin: Tree) -> None:
-    """Raise unless both have a value for every trainable parameter, of its shape, and of one dtype."""
-    for argument, tree in (("parameters", parameters), ("origin", origin)):
-        check_names(module, tree, argument)
-        for name, own in module.named_parameters():
-            value = tree.get(name, own)
-            if value.shape != own.shape:
-                raise UserError(
-                    f"`{argument}`: '{name}' has shape {tuple(value.shape)}, expected {tuple(own.shape)}, as in the "
-                    "module"
-                )
-            if name in origin and value.dtype != origin[name].dtype:
-                raise UserError(
-                    f"`origin`: '{name}' is of {origin[name].dtype}, expected {value.dtype}, as in `parameters`"
-                )
-
-
 @checked
 @dataclass(frozen=True, eq=False)
 class Gap(Snapshot):
-    """How far a member is from its linearisation at its start. Value: ``gap`` (see :func:`gap`).
+    """How far a member is from its linearisation at its start.
+
+    Value: ``gap`` (see :func:`gap`), nan of a member that has diverged; with ``interval`` also its ends ``gap_low`` and
+    ``gap_high``.
 
     Attributes:
-        inputs: x, (n, ...).
+        inputs: x, (n, ...), or several tensors in a tuple or a mapping.
+        output: what picks the outputs from what the module returns.
+        interval: the coverage wanted of an interval, as in :func:`gap`.
     """
 
-    inputs: Tensor
+    inputs: Inputs
+    output: Output | None = None
+    interval: float | None = None
 
     def look(self, state: State) -> Mapping[str, float]:
         """The gap now."""
-        return {"gap": gap(state.module, self.inputs, origin=state.origin, parameters=state.parameters)}
+        check_interval(self.interval)
+        found = (
+            math.nan if self.interval is None else Estimate(math.nan, math.nan, math.nan, count(self.inputs))
+        )
+        if is_finite(state.parameters):
+            missed, whole = _missed(state.module, self.inputs, state.origin, state.parameters, self.output)
+            if is_finite({"missed": missed, "whole": whole}):
+                found = (
+                    _ratio(missed, whole)
+                    if self.interval is None
+                    else _ratio_with_ends(missed, whole, self.interval)
+                )
+        return with_ends({"gap": found})

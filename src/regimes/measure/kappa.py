@@ -31,7 +31,7 @@ from regimes.core.derivative import (
 )
 from regimes.core.error import UserError
 from regimes.core.tree import dot, norm, scale, trainable
-from regimes.measure.drift import one_hot
+from regimes.measure.alignment import one_hot
 from regimes.measure.kernel.spectrum import StochasticEstimate
 
 __all__ = ["kappa"]

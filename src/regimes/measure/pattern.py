@@ -18,8 +18,7 @@ from regimes.core.check import checked
 from regimes.core.derivative import check_separable, exact, value
 from regimes.core.error import UserError
 from regimes.core.state import State
-from regimes.core.tree import trainable
-from regimes.measure.gap import check_trees
+from regimes.core.tree import named_pair
 from regimes.measure.probe import Snapshot
 
 __all__ = ["Pattern", "pattern"]
@@ -112,13 +111,14 @@ def pattern(
     (1.0, 0.0)
     """
     check(x, "x")
-    given = trainable(module) if parameters is None else parameters
-    check_trees(module, given, origin)
+    now, start = named_pair(module, parameters, origin)
     network = unscaled(module)[0]
     check_separable(network)
     prefix = "" if network is module else "network"
-    before = {name.removeprefix(f"{prefix}."): value.detach() for name, value in origin.items()}
-    after = {name.removeprefix(f"{prefix}."): value.detach() for name, value in given.items()}
+    before, after = (
+        {name.removeprefix(f"{prefix}."): value.detach() for name, value in tree.items()}
+        for tree in (start, now)
+    )
     shares = _shares(network, x, before, after, prefix)
     if not shares:
         raise UserError(

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.core.estimate import Estimate
 from regimes.core.state import State, Status
 
-__all__ = ["Probe", "Row", "Snapshot", "When", "log_spaced", "observe"]
+__all__ = ["Probe", "Row", "Snapshot", "When", "log_spaced", "observe", "with_ends"]
 
 Values = Mapping[str, float | list[float]]
 
@@ -62,6 +63,21 @@ class Snapshot(Probe):
     def follow(self, state: State) -> None:
         """Nothing: the states between looks do not matter."""
         return
+
+
+def with_ends(found: Mapping[str, float | Estimate]) -> dict[str, float]:
+    """Values of a row: of an estimate ``dK``, ``dK_low`` and ``dK_high``; a bare number has no ends.
+
+    >>> with_ends({"dK": Estimate(0.5, 0.4, 0.6, 32), "gap": 0.1})
+    {'dK': 0.5, 'dK_low': 0.4, 'dK_high': 0.6, 'gap': 0.1}
+    """
+    values: dict[str, float] = {}
+    for name, one in found.items():
+        if isinstance(one, Estimate):
+            values |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+        else:
+            values[name] = one
+    return values
 
 
 @checked

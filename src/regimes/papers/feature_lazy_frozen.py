@@ -191,17 +191,12 @@ def _row(run: FrozenRun, state: State, points: tuple[Tensor, Tensor], test: Spli
     x = test.x.to(points[0])
     with torch.no_grad():
         said, known = state(x).flatten(), state(points[0])
-    k0, k = (
-        measure.ntk(state.module, x[: run.n_probe], reduce="trace", parameters=parameters)
-        for parameters in (state.origin, state.parameters)
-    )
     row = {
         "step": state.step,
         "time": state.time,
         "status": state.status,
         "loss": state.loss,
-        "dK": measure.drift(k, k0),
-        "kernel_distance": measure.kernel_distance(k, k0),
+        **measure.KernelDrift(x[: run.n_probe]).look(state),
         **measure.Movement().look(state),
         "train_error": measure.error_rate(known, points[1]),
         "test_error": measure.error_rate(said.cpu(), test.y),
