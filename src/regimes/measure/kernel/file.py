@@ -2,67 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import errno
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from regimes.core.error import UserError
-from regimes.measure.kernel.request import Request
+from regimes.measure.kernel.fingerprint import Fingerprint
+from regimes.measure.kernel.journal import Journal, Tile, overlap, within
 from regimes.measure.kernel.store import Unit, Window
 from regimes.measure.kernel.tiles import Held, Task, area, pair, pairs
 
-__all__ = ["KernelFile", "check_path", "fingerprint", "write"]
+__all__ = ["KernelFile", "check_path", "write"]
 
-
-def fingerprint(request: Request) -> str:
-    """What makes a kernel this one: the architecture, the parameters, the samples, the form."""
-    network = request.network
-    classes = [
-        (name, type(sub).__module__, type(sub).__qualname__) for name, sub in network.module.named_modules()
-    ]
-    form = (request.reduce, request.scale, network.trained, request.columns is None)
-    digest = hashlib.sha256(repr((str(network.module), classes, form, _code(network.output))).encode())
-    named = {
-        **dict(network.module.named_parameters()),
-        **dict(network.module.named_buffers()),
-        **network.values,
-    }
-    for part in (named, request.rows, {} if request.columns is None else request.columns):
-        pairs = (
-            part.items() if isinstance(part, Mapping) else [("", part)] if isinstance(part, Tensor) else part
-        )
-        for entry in pairs:
-            for value in entry if isinstance(entry, tuple) else (entry,):
-                _feed(digest, value)
-    return digest.hexdigest()
-
-
-def _feed(digest: Any, value: Any) -> None:
-    """A tensor by its numbers, anything else by its name."""
-    if not isinstance(value, Tensor):
-        digest.update(repr(value).encode())
-        return
-    array = value.detach().cpu().contiguous()
-    digest.update(f"{tuple(array.shape)} {array.dtype}".encode())
-    digest.update(array.view(-1).view(torch.uint8).numpy().data)
-
-
-def _code(function: Any) -> Any:
-    """What a function does, as far as its code says."""
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return repr(type(function)) if function is not None else None
-    held = [repr(cell.cell_contents) for cell in function.__closure__ or ()]
-    return code.co_code.hex(), repr(code.co_consts), code.co_names, held, repr(function.__defaults__)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PIECE = 1 << 24
+_WAY_OUT = "name another path, or pass overwrite=True"
 
 
 def check_path(path: Path) -> None:
@@ -73,117 +36,218 @@ def check_path(path: Path) -> None:
     """
     if path.suffix != ".npy":
         raise UserError(f"`out`: got '{path}', expected a path that ends in .npy")
-    if path.is_dir():
+    with _told(path, 0):
+        if path.is_dir():
+            raise UserError(
+                f"`out`: got '{path}', a folder; expected a file in it, such as '{path / 'kernel.npy'}'"
+            )
+        if not path.parent.is_dir():
+            raise UserError(f"`out`: got '{path}', but there is no folder '{path.parent}'; make it first")
+
+
+@contextmanager
+def _told(path: Path, needed: int) -> Iterator[None]:
+    """What the system says inside the block is a mistake of the user's, with the bytes that a full disk lacks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            free = shutil.disk_usage(path.parent).free
+            raise UserError(
+                f"`out`: '{path}' takes {needed} bytes, and {free} are free there "
+                f"({os.strerror(error.errno or 0)}); name a path on another disk"
+            ) from error
         raise UserError(
-            f"`out`: got '{path}', a folder; expected a file in it, such as '{path / 'kernel.npy'}'"
-        )
-    if not path.parent.is_dir():
-        raise UserError(f"`out`: got '{path}', but there is no folder '{path.parent}'; make it first")
+            f"`out`: '{path}' cannot be used ({error.strerror or error}); name another path"
+        ) from error
 
 
 @dataclass(frozen=True)
 class KernelFile:
-    """A .npy file and, beside it, a journal of what is in it: which kernel, and which tiles are done.
+    """A .npy file and, beside it, a journal of what is in it: which kernel, which tiles, and their checksums.
 
     Attributes:
         path: the file.
-        kernel: the fingerprint.
+        kernel: which one.
+        shape: of the kernel.
+        dtype: of its numbers.
+        symmetric: whether a tile has a mirror image.
     """
 
     path: Path
-    kernel: str
+    kernel: Fingerprint
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    symmetric: bool
 
     @property
-    def journal(self) -> Path:
-        """Beside the file."""
+    def bytes(self) -> int:
+        """Of the numbers."""
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+    @property
+    def _journal(self) -> Path:
         return self.path.with_name(self.path.name + ".json")
 
-    def done(self) -> set[tuple[int, ...]] | None:
-        """The tiles that are written; None where there is no such file yet.
+    def begun(self) -> Journal | None:
+        """What is there already, every number of it verified; None where there is no such file yet.
 
         Raises:
-            UserError: if the file holds something else.
+            UserError: if the file holds something else, or is damaged.
         """
-        if not self.path.exists():
-            return None
-        try:
-            noted = json.loads(self.journal.read_text())
-            kernel, tiles = noted["kernel"], {tuple(tile) for tile in noted["done"]}
-        except (OSError, ValueError, KeyError, TypeError):
-            kernel, tiles = None, set()
-        if kernel != self.kernel:
-            held = "a file that this function did not write" if kernel is None else "another kernel"
-            raise UserError(
-                f"`out`: '{self.path}' holds {held} (other parameters, samples or form); "
-                "name another path, or pass overwrite=True"
-            )
-        return tiles
+        with _told(self.path, self.bytes):
+            if not self.path.exists():
+                return None
+            journal = Journal.read(self._journal)
+            if journal is None or not journal.kernel.matches(self.kernel):
+                held = "a file that this function did not write" if journal is None else "another kernel"
+                raise UserError(
+                    f"`out`: '{self.path}' holds {held} (other parameters, samples, form or function); {_WAY_OUT}"
+                )
+            array = self._mapped()
+            if any(self._checksum(array, tile) != checksum for tile, checksum in journal.done.items()):
+                raise self._damaged("its numbers are not those that were written")
+            return journal
 
-    def create(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        """An empty file of the right size; the journal comes first, so that a file without one is not ours."""
-        self.journal.unlink(missing_ok=True)
+    def remove(self) -> None:
+        """Make room for another kernel; the journal goes last, so that a file without one is not ours."""
+        with _told(self.path, self.bytes):
+            self.path.unlink(missing_ok=True)
+            self._journal.unlink(missing_ok=True)
+
+    def create(self, by_rows: bool) -> Journal:
+        """An empty file whose space is reserved, and its journal.
+
+        Raises:
+            UserError: if the disk is full.
+        """
+        journal = Journal(self.kernel, by_rows)
         aside = self.path.with_name(self.path.name + ".partial")
-        kind = np.float64 if dtype == torch.float64 else np.float32
-        open_memmap(aside, mode="w+", dtype=kind, shape=shape)
-        aside.replace(self.path)
-        self.note(set())
+        head = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape
+        }  # fmt: skip
+        with _told(self.path, self.bytes):
+            try:
+                with open(aside, "wb") as file:
+                    np.lib.format.write_array_header_1_0(file, head)
+                    file.flush()
+                    _reserve(file.fileno(), file.tell(), self.bytes)
+                journal.write(self._journal)
+                aside.replace(self.path)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
+        return journal
 
-    def note(self, done: set[tuple[int, ...]]) -> None:
-        """Write down what is done, in one piece."""
-        aside = self.journal.with_name(self.journal.name + ".partial")
-        aside.write_text(json.dumps({"kernel": self.kernel, "done": sorted(done)}))
-        os.replace(aside, self.journal)
-
-    def put(self, row: Unit, column: Unit, block: Tensor, mirrored: bool) -> None:
+    def put(self, row: Unit, column: Unit, block: Tensor, journal: Journal) -> Journal:
         """Write a tile, and its mirror image; the file is mapped only while that lasts."""
-        array = np.load(self.path, mmap_mode="r+")
-        _place(array, row, column)[...] = block.cpu().numpy()
-        if mirrored:
-            image = block.transpose(0, 1)
-            image = image.transpose(2, 3) if block.dim() == 4 else image
-            _place(array, column, row)[...] = image.cpu().numpy()
-        array.flush()
+        tile = tile_of(row, column)
+        # Tiles of another size may be there, from a call with other memory: their checksums change with this one.
+        touched = [other for other in journal.done if self._touch(tile, other)]
+        with _told(self.path, self.bytes):
+            if touched:
+                journal = replace(
+                    journal, done={t: each for t, each in journal.done.items() if t not in touched}
+                )
+                journal.write(self._journal)
+            array = self._mapped()
+            self._place(array, tile)[...] = block.cpu().numpy()
+            if self.symmetric and row != column:
+                image = block.transpose(0, 1)
+                image = image.transpose(2, 3) if block.dim() == 4 else image
+                self._place(array, _mirror(tile))[...] = image.cpu().numpy()
+            array.flush()
+            found = {each: self._checksum(array, each) for each in (tile, *touched)}
+            journal = replace(journal, done={**journal.done, **found})
+            journal.write(self._journal)
+        return journal
 
     def tensor(self) -> Tensor:
         """The kernel: a tensor over the mapped file."""
-        return torch.from_numpy(np.load(self.path, mmap_mode="r+"))
+        with _told(self.path, self.bytes):
+            return torch.from_numpy(self._mapped())
+
+    def _mapped(self) -> np.memmap:
+        try:
+            np.load(self.path, mmap_mode="r")  # to write, numpy would lengthen a file that is too short
+            array = np.load(self.path, mmap_mode="r+")
+        except (ValueError, EOFError) as error:  # no such format, or too short
+            raise self._damaged("it is no whole array") from error
+        if not isinstance(array, np.memmap) or (array.shape, array.dtype) != (self.shape, self.dtype):
+            raise self._damaged(f"expected {self.dtype} numbers of shape {self.shape}")
+        if not array.flags.c_contiguous:
+            raise self._damaged("its axes are in another order")
+        return array
+
+    def _damaged(self, how: str) -> UserError:
+        return UserError(f"`out`: '{self.path}' is damaged: {how}; {_WAY_OUT}")
+
+    def _place(self, array: np.ndarray, tile: Tile) -> np.ndarray:
+        rows, columns, left, right = (slice(a, b) for a, b in zip(tile[::2], tile[1::2], strict=True))
+        return array[(rows, columns, left, right)[: array.ndim]]
+
+    def _checksum(self, array: np.ndarray, tile: Tile) -> int:
+        """Of a tile and its mirror image, as they are in the file."""
+        found = 0
+        for each in dict.fromkeys((tile, _mirror(tile)) if self.symmetric else (tile,)):
+            for row in self._place(array, each):
+                found = zlib.crc32(np.ascontiguousarray(row).data, found)
+        return found
+
+    def _touch(self, tile: Tile, other: Tile) -> bool:
+        return overlap(tile, other) or (self.symmetric and overlap(_mirror(tile), other))
 
 
-def _place(array: np.ndarray, row: Unit, column: Unit) -> np.ndarray:
-    if array.ndim == 4:
-        return array[row.samples, column.samples, row.directions, column.directions]
-    if array.ndim == 3:
-        return array[row.samples, column.samples, row.directions]
-    return array[row.samples, column.samples]
-
-
-def write(task: Task, file: KernelFile, shape: tuple[int, ...], tick: Callable[[float], None]) -> None:
-    """Compute every tile that is not in the file yet."""
-    done = file.done()
-    if done is None:
-        file.create(shape, task.plan.directions.dtype)
-        done = set()
-    todo = list(pairs(task))
-    whole = sum(area(row, column) for row, column in todo) * len(task.layout.groups)
-    held = Held(task)
-    for row, column in todo:
-        name = _name(row, column)
-        if any(_inside(name, other) for other in done):
-            tick(area(row, column) * len(task.layout.groups) / whole)
-            continue
-        window = Window(task.reduce, row, column, task.plan.directions)
-        pair(task, held, row, column, window, lambda share: tick(share / whole))
-        file.put(row, column, window.kernel(), task.columns is None and row != column)
-        done.add(name)
-        file.note(done)
-
-
-def _name(row: Unit, column: Unit) -> tuple[int, ...]:
+def tile_of(row: Unit, column: Unit) -> Tile:
     """Where a pair of tiles begins and ends."""
     parts = (row.samples, column.samples, row.directions, column.directions)
     return tuple(end for part in parts for end in (part.start, part.stop))
 
 
-def _inside(tile: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    starts = all(a >= b for a, b in zip(tile[::2], other[::2], strict=True))
-    return starts and all(a <= b for a, b in zip(tile[1::2], other[1::2], strict=True))
+def _mirror(tile: Tile) -> Tile:
+    return (*tile[2:4], *tile[:2], *tile[6:], *tile[4:6])
+
+
+def _reserve(descriptor: int, start: int, size: int) -> None:
+    """Take the space on the disk: a mapped file with holes would kill the process where the disk is full."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, start, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+    zeros = bytes(min(size, _PIECE))
+    while size > 0:
+        size -= os.write(descriptor, zeros[: min(size, _PIECE)])
+
+
+def write(task: Task, file: KernelFile, journal: Journal, tick: Callable[[float], None]) -> None:
+    """Compute every tile that is not in the file yet."""
+    whole = sum(area(row, column) for row, column in pairs(task)) * len(task.layout.groups)
+    held = Held(task)
+    for parts in _summed(task):
+        row, column = (
+            Unit(first.samples, slice(first.directions.start, last.directions.stop))
+            for first, last in zip(parts[0], parts[-1], strict=True)
+        )
+        if any(within(tile_of(row, column), other) for other in journal.done):
+            tick(sum(area(*part) for part in parts) * len(task.layout.groups) / whole)
+            continue
+        found: Tensor | None = None
+        for part in parts:
+            window = Window(task.reduce, *part, task.plan.directions)
+            pair(task, held, *part, window, lambda share: tick(share / whole))
+            found = window.kernel() if found is None else found + window.kernel()
+        assert found is not None
+        journal = file.put(row, column, found, journal)
+
+
+def _summed(task: Task) -> list[list[tuple[Unit, Unit]]]:
+    """The pairs of tiles that are added up in one place: in a trace those of all directions; else each alone."""
+    if task.reduce != "trace":
+        return [[each] for each in pairs(task)]
+    places: dict[tuple[int, int], list[tuple[Unit, Unit]]] = {}
+    for row, column in pairs(task):
+        places.setdefault((row.samples.start, column.samples.start), []).append((row, column))
+    return list(places.values())

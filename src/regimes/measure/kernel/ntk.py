@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal, overload
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from regimes.core.derivative import Output, exact
 from regimes.core.error import UserError
 from regimes.measure.kernel.confirm import survey
 from regimes.measure.kernel.factor import Reduce
-from regimes.measure.kernel.file import KernelFile, check_path, fingerprint, write
+from regimes.measure.kernel.file import KernelFile, check_path, write
+from regimes.measure.kernel.fingerprint import fingerprint
 from regimes.measure.kernel.layout import Problem, lay_out
 from regimes.measure.kernel.plan import Plan, by_jacobian, make_plan
 from regimes.measure.kernel.request import Request, request
@@ -96,7 +98,8 @@ def ntk(
         output: picks the outputs, (n, c) or (n,), from what the module returns: ``lambda out: out.logits``.
         memory: bytes of working memory, besides the result (default: 2^30).
         out: a path that ends in .npy: the kernel is written there, a tile at a time, and the result is a tensor
-            over the mapped file. The same call continues a file that was left unfinished; a journal lies beside it.
+            over the mapped file. The same call continues a file that was left unfinished; a journal lies beside it,
+            by whose checksums every number is verified first.
         overwrite: begin ``out`` anew, whatever it holds.
         progress: show a bar with the time left.
         parameters: w by name (default: the parameters of the module), as in ``State.parameters``.
@@ -108,7 +111,7 @@ def ntk(
         UserError: if the inputs are empty, not finite or differ in shape; parameters are not finite, or neither
             float32 nor float64; ``reduce`` is unknown; nothing requires grad; the outputs have another shape;
             the module couples samples, is random or decides by its data; ``memory`` is too small for one sample;
-            ``out`` holds something else.
+            ``out`` holds something else or is damaged, or its disk is full.
 
     Source: Jacot, Gabriel, Hongler 2018; Geiger et al. 2020, section 2; orders of contraction: Novak, Sohl-Dickstein,
     Schoenholz 2022.
@@ -233,17 +236,25 @@ def _filled(asked: Request, plan: Plan, by_layer: bool, tick: Callable[[float], 
 
 def _written(asked: Request, path: Path, overwrite: bool, tick: Callable[[float], None]) -> Tensor:
     """The kernel in a file."""
-    file = KernelFile(path, fingerprint(asked))
-    if overwrite:
-        path.unlink(missing_ok=True)
-    file.done()  # says at once if the file holds something else
     plan = planned(asked)
     c = len(plan.asked)
     shape = asked.shape + {"full": (c, c), "diagonal": (c,), "trace": ()}[asked.reduce]
-    try:
-        write(task_of(asked, plan, False, stored=True), file, shape, tick)
-    except IrregularError:
-        write(task_of(asked, _by_jacobian(asked, plan), False, stored=True), file, shape, tick)
+    dtype = np.dtype(str(asked.network.dtype).removeprefix("torch."))
+    file = KernelFile(path, fingerprint(asked, c), shape, dtype, asked.columns is None)
+    task = task_of(asked, plan, False, stored=True)
+    if overwrite:
+        file.remove()
+    begun = file.begun()
+    by_rows = begun is not None and begun.by_rows
+    if not by_rows:
+        try:
+            write(task, file, begun or file.create(by_rows), tick)
+        except IrregularError:
+            file.remove()
+            begun, by_rows = None, True
+    if by_rows:
+        plan = _by_jacobian(asked, plan)
+        write(task_of(asked, plan, False, stored=True), file, begun or file.create(by_rows), tick)
     return file.tensor()
 
 
