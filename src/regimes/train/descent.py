@@ -102,9 +102,7 @@ class Descent(Engine[_Front, _Rule]):
         front = self._front
         offsets = None if self._offsets is None else self._offsets[front.members]
         outputs = self.program.outputs(front.w, front.members, self.inputs, offsets)
-        each = self.program.loss.per_sample(outputs, self.targets)
-        # row by row: a joint reduction splits over threads by the size of the whole
-        loss = torch.stack([row.mean() for row in each])
+        loss = self.program.losses(outputs, self.targets)
         done = self.program.loss.fits(outputs, self.targets).all(1)
         if not self.rule.margin:
             done = torch.full_like(done, front.step >= self.rule.steps)
