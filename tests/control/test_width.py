@@ -144,6 +144,6 @@ def test_a_layer_of_a_user_takes_part() -> None:
 def test_laws_by_name() -> None:
     assert control.law("mup") is control.MUP and set(control.LAWS) == {"ntk", "standard", "mean-field", "mup"}
     with pytest.raises(
-        UserError, match=r"`law`: got 'meanfield', expected one of .*; did you mean 'mean-field'"
+        UserError, match=r"`name`: got 'meanfield', expected one of .*; did you mean 'mean-field'"
     ):
         control.law("meanfield")

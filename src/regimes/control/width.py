@@ -82,7 +82,7 @@ def law(name: str) -> Law:
         UserError: if there is none.
     """
     if name not in LAWS:
-        raise UserError(f"`law`: got '{name}', expected one of {', '.join(LAWS)}{nearest(name, LAWS)}")
+        raise UserError(f"`name`: got '{name}', expected one of {', '.join(LAWS)}{nearest(name, LAWS)}")
     return LAWS[name]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regimes.core.check import checked
+
 __all__ = ["ACTIVATIONS", "ScaledReLU", "ScaledTanh", "Softplus"]
 
 
@@ -102,6 +104,7 @@ class _SoftplusInPlace(torch.autograd.Function):
         return slope, None, None
 
 
+@checked
 class Softplus(nn.Module):
     """sigma(x) = (a / beta) ln(1 + exp(beta x)), beta = 5, a = 1.404 (Geiger et al. 2020, appendix B).
 

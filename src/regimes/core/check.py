@@ -26,6 +26,7 @@ __all__ = ["checked"]
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 WRONG = object()
+LARGE = 2**31
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def checked(function: Checked) -> Checked:
     ...     return 2 * width
     >>> double("3")
     Traceback (most recent call last):
-    regimes.core.error.UserError: `width`: got '3', expected a whole number
+    regimes.core.error.UserError: `width`: got '3', expected a whole number of at most 64 bits
     """
     if inspect.isclass(function):
         function.__init__ = _checked(function.__init__)
@@ -78,13 +79,25 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*bound.args, **bound.kwargs)
         except UserError:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            found = _misfit(bound.arguments, [n for n, (hint, _) in kinds().items() if _is_inputs(hint)])
+        except (RuntimeError, TypeError, ValueError, IndexError, MemoryError, ArithmeticError) as error:
+            inputs = [name for name, (hint, _) in kinds().items() if _is_inputs(hint)]
+            found = _too_large(bound.arguments, error) or _misfit(bound.arguments, inputs)
             if found is None:
                 raise
             raise found from error
 
     return call
+
+
+def _too_large(arguments: Mapping[str, Any], error: Exception) -> UserError | None:
+    """What to say where a size is so large that nothing of the kind can be made, whatever failed over it."""
+    sizes = {name: value for name, value in arguments.items() if type(value) is int and value >= LARGE}
+    if not sizes:
+        return None
+    name = max(sizes, key=lambda each: sizes[each])
+    return UserError(
+        f"`{name}`: got {sizes[name]}, which is too large ({str(error).splitlines()[0]}); take less"
+    )
 
 
 def _misfit(arguments: Mapping[str, Any], inputs: Sequence[str]) -> UserError | None:
@@ -162,7 +175,10 @@ def kind_of(hint: Any) -> Kind:
     if origin is Annotated:
         return kind_of(args[0])
     if origin in (Union, types.UnionType):
-        return _one_of([kind_of(each) for each in args])
+        paths = Path in args or any(get_origin(each) is os.PathLike for each in args)
+        return _one_of([kind_of(each) for each in args if not (paths and each is str)])
+    if origin is os.PathLike:
+        return _SIMPLE[Path]
     if origin is Literal:
         names = tuple(map(str, args))
         return Kind(f"one of {', '.join(names)}", functools.partial(_literal, args), names)
@@ -174,8 +190,11 @@ def kind_of(hint: Any) -> Kind:
         return kind_of(hint.array_type)
     if origin is not None and inspect.isclass(origin):
         return _container(origin, args)
-    if not inspect.isclass(hint) or getattr(hint, "_is_protocol", False) or hint is object:
+    if not inspect.isclass(hint) or hint is object:
         return Kind("anything", lambda value: value)
+    if getattr(hint, "_is_protocol", False):
+        names = tuple(name for name in vars(hint) if not name.startswith("_"))
+        return Kind(f"an object with {', '.join(names)}", functools.partial(_described, names))
     name = f"{hint.__module__}.{hint.__qualname__}"
     if name == "torch.Tensor":
         return Kind("a dense tensor", functools.partial(_tensor, hint))
@@ -204,6 +223,10 @@ def _instance(kind: type, value: Any) -> Any:
     return value if isinstance(value, kind) else WRONG
 
 
+def _described(names: Sequence[str], value: Any) -> Any:
+    return value if not isinstance(value, type) and all(hasattr(value, name) for name in names) else WRONG
+
+
 def _tensor(kind: type, value: Any) -> Any:
     return value if isinstance(value, kind) and _dense(value) else WRONG
 
@@ -227,11 +250,12 @@ def _whole(value: Any) -> Any:
     if isinstance(number, bool):
         return WRONG
     if isinstance(number, float) and number.is_integer():
-        return int(number)
+        number = int(number)
     try:
-        return operator.index(typing.cast(Any, number))
+        found = operator.index(typing.cast(Any, number))
     except TypeError:
         return WRONG
+    return found if -(2**63) <= found < 2**64 else WRONG
 
 
 def _real(value: Any) -> Any:
@@ -251,8 +275,13 @@ def _flag(value: Any) -> Any:
 
 
 def _path(value: Any) -> Any:
-    right = isinstance(value, str | os.PathLike) and "\0" not in os.fspath(value)
-    return Path(value) if right else WRONG
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+    if not isinstance(text, str) or not text or "\0" in text:
+        return WRONG
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # of a user that there is not
+        return WRONG
 
 
 def _nothing(value: Any) -> Any:
@@ -263,7 +292,7 @@ _SIMPLE: Mapping[Any, Kind] = {
     Any: Kind("anything", lambda value: value),
     type(None): Kind("None", _nothing),
     bool: Kind("True or False", _flag),
-    int: Kind("a whole number", _whole),
+    int: Kind("a whole number of at most 64 bits", _whole),
     float: Kind("a number", _real),
     str: Kind("a string", functools.partial(_instance, str)),
     Path: Kind("a path", _path),

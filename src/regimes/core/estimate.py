@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 
 __all__ = [
@@ -47,6 +48,7 @@ class Estimate:
     method: str = ""
 
 
+@checked
 def quantile(freedom: float, level: float = 0.95) -> float:
     """Two-sided quantile of Student's t: ``P(|t| < q) = level`` with ``freedom`` degrees of freedom.
 
@@ -60,6 +62,7 @@ def quantile(freedom: float, level: float = 0.95) -> float:
     return float(stdtrit(freedom, 0.5 + level / 2)) if freedom > 0 else math.nan
 
 
+@checked
 def positive(values: np.ndarray, name: str) -> np.ndarray:
     """The same values if all are above zero, for a logarithm; else a UserError that counts the others."""
     if (bad := int((values <= 0).sum())) > 0:
@@ -119,6 +122,7 @@ def delete_one(
     return Estimate(value, low, high, n, method)
 
 
+@checked
 def jackknife(
     samples: Sequence[Sequence[Any] | np.ndarray],
     statistic: Callable[..., float],
@@ -184,6 +188,7 @@ def _half(samples: Sequence[Sequence[Any] | np.ndarray], value: Callable[..., fl
     return quantile(freedom, level) * math.sqrt(variance)
 
 
+@checked
 def share(count: int, n: int, *, level: float = 0.95) -> Estimate:
     r"""The share of n independent samples that are counted, with the score interval of Wilson.
 
@@ -213,6 +218,7 @@ def share(count: int, n: int, *, level: float = 0.95) -> Estimate:
     return Estimate(p, low, high, n, f"share of {n} samples; Wilson, {100 * level:g} %")
 
 
+@checked
 def paired_share(first: int, second: int, n: int, *, level: float = 0.95) -> Estimate:
     r"""The difference of two shares on the same n samples, with the score interval of Tango.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 
 __all__ = [
@@ -41,14 +41,6 @@ class Loss(ABC):
         self, outputs: Float[Tensor, "*m n c"], targets: Shaped[Tensor, " n"]
     ) -> Float[Tensor, "*m n"]:
         """loss(F(x_mu), y_mu) for each sample."""
-
-    def slope(
-        self, outputs: Float[Tensor, "*m n c"], targets: Shaped[Tensor, " n"]
-    ) -> Float[Tensor, "*m n c"]:
-        """d loss / dF for each sample: by autograd, where a loss does not write it out."""
-        with torch.enable_grad():
-            leaf = outputs.detach().requires_grad_()
-            return torch.autograd.grad(self.per_sample(leaf, targets).sum(), leaf)[0]
 
     @abstractmethod
     def fits(self, outputs: Float[Tensor, "*m n c"], targets: Shaped[Tensor, " n"]) -> Bool[Tensor, "*m n"]:
@@ -89,6 +81,7 @@ def _softplus(z: Tensor, beta: float) -> Tensor:
     return top + torch.log(1 + torch.exp(beta * (z - 2 * top))) / beta
 
 
+@checked
 @dataclass(frozen=True)
 class Squared(Loss):
     """(F - y)^2 / 2, or the same summed over one-hot targets; fits when it is below ``tolerance``."""
@@ -120,6 +113,7 @@ class Hinge(Loss):
         return _margin(outputs, targets) >= 1
 
 
+@checked
 @dataclass(frozen=True)
 class SoftHinge(Loss):
     """ln(1 + exp(beta (1 - F y))) / beta; fits when F y >= 1 (Geiger et al. 2020, beta = 20)."""
@@ -129,15 +123,6 @@ class SoftHinge(Loss):
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """ln(1 + exp(beta z)) / beta at z = 1 - F y."""
         return _softplus(1 - _margin(outputs, targets), self.beta)
-
-    def slope(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """-y / (1 + exp(-beta z)) at z = 1 - F y, and 0 for a sample so far beyond its margin that it is below eps^3.
-
-        In the products with such numbers a processor would take a hundred times as long (subnormal numbers).
-        """
-        beyond = self.beta * (_margin(outputs, targets) - 1)
-        far = beyond > -3 * math.log(torch.finfo(outputs.dtype).eps)
-        return (-targets / beyond.exp().add_(1)).masked_fill_(far, 0)[..., None]
 
     def fits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """F y >= 1: the gradient never vanishes, so the margin is what stops a run."""

@@ -54,9 +54,9 @@ class Averaging:
 
 def _members(outputs: Tensor) -> Tensor:
     """(M, n) or (M, n, c) as (M, n, c), M at least two."""
-    if outputs.dim() not in (2, 3) or 0 in outputs.shape:
+    if outputs.dim() not in (2, 3) or 0 in outputs.shape or not outputs.is_floating_point():
         raise UserError(
-            f"`outputs`: got shape {tuple(outputs.shape)}, expected (members, n) or (members, n, c)"
+            f"`outputs`: got {outputs.dtype} {tuple(outputs.shape)}, expected floats, (members, n) or (members, n, c)"
         )
     if len(outputs) < 2:
         raise UserError("`outputs`: got 1 member, expected at least 2; run more seeds")

@@ -54,7 +54,6 @@ _AT_BOUND = {
 
 
 @overload
-@checked
 def pattern(
     module: nn.Module,
     x: Inputs,
@@ -67,6 +66,7 @@ def pattern(
 def pattern(
     module: nn.Module, x: Inputs, *, origin: Tree, parameters: Tree | None = None, by_layer: Literal[True]
 ) -> dict[str, float]: ...
+@checked
 def pattern(
     module: nn.Module,
     x: Inputs,

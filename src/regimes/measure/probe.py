@@ -98,8 +98,8 @@ def log_spaced(per_decade: int = 4, *, start: bool = False) -> When:
     >>> steps
     [1, 2, 3, 6, 10, 18, 32, 56, 100]
     """
-    if per_decade < 1:
-        raise UserError(f"`per_decade`: got {per_decade}, expected at least 1")
+    if not 1 <= per_decade <= 1000:
+        raise UserError(f"`per_decade`: got {per_decade}, expected 1 to 1000")
 
     def following(step: int) -> int:
         if step < 1:
@@ -138,6 +138,10 @@ def observe(states: Iterable[State], probes: Sequence[Probe], when: When | None 
     readers: dict[int, list[Probe]] = {}
     due: dict[int, int] = {}
     for state in states:
+        if not isinstance(state, State):
+            raise UserError(
+                f"`states`: one of them is a {type(state).__name__}, expected states of an engine"
+            )
         member = state.member
         if member not in readers:
             readers[member], due[member] = [probe.fresh() for probe in probes], moments(-1)

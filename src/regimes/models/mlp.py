@@ -17,6 +17,8 @@ from regimes.models.symmetry import check_symmetric, symmetrize
 
 __all__ = ["mlp"]
 
+DEEPEST = 10_000
+
 
 @checked
 def mlp(
@@ -62,6 +64,8 @@ def mlp(
             or the seed is no whole number or the dtype no floating one.
     """
     check_sizes({"inputs": inputs, "width": width, "depth": depth, "outputs": outputs})
+    if depth > DEEPEST:
+        raise UserError(f"`depth`: got {depth}, expected at most {DEEPEST} hidden layers")
     check_law(law)
     check_start(seed, dtype)
     sigma = check_activation(activation)
@@ -86,15 +90,14 @@ def mlp(
 def check_sizes(sizes: Mapping[str, int]) -> None:
     """Raise if one of the named sizes is not a whole number of at least 1."""
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if size < 1:
             raise UserError(f"`{name}`: got {size!r}, expected a whole number of at least 1")
 
 
 def check_positive(numbers: Mapping[str, float]) -> None:
     """Raise if one of the named numbers is not positive and finite."""
     for name, number in numbers.items():
-        real = isinstance(number, int | float) and not isinstance(number, bool)
-        if not real or not 0 < number < math.inf:
+        if not 0 < number < math.inf:
             raise UserError(f"`{name}`: got {number!r}, expected a positive finite number")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.study.estimate import Estimate
 from regimes.study.fault import Heard, StudyFault, blame, unheard
@@ -20,6 +21,7 @@ __all__ = ["VERDICTS", "Claim", "Claims", "Estimate", "dumps", "judge", "verdict
 VERDICTS = ("reproduced", "not reproduced", "inconclusive")
 
 
+@checked
 @dataclass(frozen=True)
 class Claim:
     """What a paper says, and how this project would know.
@@ -71,6 +73,7 @@ def _ends(sides: tuple[float | None, float | None]) -> tuple[float, float]:
     return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
 
 
+@checked
 def verdict(estimate: Estimate, allowed: tuple[float | None, float | None]) -> str:
     """One of :data:`VERDICTS`: the whole interval against the allowed range, whose ends belong to it.
 
@@ -91,6 +94,7 @@ def verdict(estimate: Estimate, allowed: tuple[float | None, float | None]) -> s
     return "not reproduced" if estimate.high < low or estimate.low > high else "inconclusive"
 
 
+@checked
 def judge(claim: Claim, frame: pd.DataFrame, heard: Heard = unheard) -> dict[str, Any]:
     """The verdict on one claim, as plain values that JSON can hold (what is not a finite number is None).
 
@@ -152,6 +156,7 @@ def _estimate(claim: Claim, frame: pd.DataFrame) -> Estimate:
     return Estimate(float(found.value), float(found.low), float(found.high), int(found.n), str(found.method))
 
 
+@checked
 def verdicts(claims: Claims, frame: pd.DataFrame, heard: Heard = unheard) -> list[dict[str, Any]]:
     """:func:`judge` for each claim, in the same order; ``claims`` may be a function of the rows.
 
@@ -166,6 +171,7 @@ def verdicts(claims: Claims, frame: pd.DataFrame, heard: Heard = unheard) -> lis
     return [judge(claim, frame, heard) for claim in wanted]
 
 
+@checked
 def dumps(rows: list[dict[str, Any]]) -> str:
     """The verdicts as strict JSON: no nan, no infinity.
 

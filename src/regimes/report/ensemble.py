@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from regimes import measure
+from regimes.core.check import checked
 from regimes.core.decision import wrong
 from regimes.core.error import UserError
-from regimes.report.table import named, need
+from regimes.report.table import keys_of, named, need
 from regimes.study.estimate import Estimate, jackknife
 
 __all__ = ["ensemble", "ensemble_error", "outputs", "single_error", "variance"]
@@ -21,6 +22,7 @@ Members = Sequence[np.ndarray] | np.ndarray
 """(m, n) or (m, n * c): the outputs of each member on the test points."""
 
 
+@checked
 def outputs(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """The members' outputs (m, n * c) and the targets (n,) of rows that share a test set.
 
@@ -39,6 +41,7 @@ def outputs(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.asarray(row, dtype=np.float64) for row in found["test_outputs"]]), targets
 
 
+@checked
 def variance(members: Members, samples: int | None = None) -> float:
     r"""Spread of the function over ``m`` members, summed over outputs and averaged over samples:
 
@@ -64,6 +67,8 @@ def variance(members: Members, samples: int | None = None) -> float:
 
 def _by_sample(members: Members, samples: int | None) -> Tensor:
     """(m, n, c): the numbers of each member, sample by sample."""
+    if not len(members):
+        raise UserError("`members`: there are none, expected the outputs of at least one")
     stack = torch.from_numpy(np.stack([np.asarray(row, dtype=np.float64) for row in members]))
     numbers = stack.shape[1]
     n = numbers if samples is None else samples
@@ -84,17 +89,20 @@ def _decided(members: Members, targets: np.ndarray) -> tuple[Tensor, Tensor]:
     return outputs, y.long()
 
 
+@checked
 def single_error(members: Members, targets: np.ndarray) -> float:
     """The mean over members of their test error: the share of what is wrong by :func:`regimes.core.decision.wrong`."""
     return float(wrong(*_decided(members, targets)).double().mean())
 
 
+@checked
 def ensemble_error(members: Members, targets: np.ndarray) -> float:
     """The test error of the members' average, ``mean_i F_i``."""
     outputs, y = _decided(members, targets)
     return float(wrong(outputs.mean(0), y).double().mean())
 
 
+@checked
 def ensemble(frame: pd.DataFrame, by: Sequence[str] | str, level: float = 0.95) -> pd.DataFrame:
     """Variance, single error and ensemble error within each group, with jackknife intervals over the members.
 
@@ -113,7 +121,7 @@ def ensemble(frame: pd.DataFrame, by: Sequence[str] | str, level: float = 0.95) 
     Raises:
         UserError: if no group has two members.
     """
-    keys = [by] if isinstance(by, str) else list(by)
+    keys = keys_of(by)
     lines = []
     for values, part in need(frame, [*keys, "test_outputs", "test_targets"]).groupby(keys, sort=True):
         if len(part) < 2:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from regimes.core.check import checked
 from regimes.report.ensemble import ensemble
 from regimes.report.figure_width import REGIMES, power
 from regimes.report.frozen import by_seed, networks, regimes
@@ -27,6 +28,7 @@ ALL: Mark = {"color": "0.35", "marker": "D", "linestyle": "none", "markerfacecol
 
 
 @styled()
+@checked
 def regime_error(frame: pd.DataFrame) -> Figure:
     """Test error of convolutional networks in the feature and in the lazy regime: one network, and the average.
 
@@ -55,6 +57,7 @@ def regime_error(frame: pd.DataFrame) -> Figure:
 
 
 @styled()
+@checked
 def frozen_error(frame: pd.DataFrame) -> Figure:
     """Test error of a network against that of the functions trained from its kernels, in both regimes.
 

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.report.fit import power_law
 from regimes.report.style import canvas, curve, legend_of, log_axes, marks, styled, subtitle
@@ -24,6 +25,7 @@ FIT: Mapping[str, Any] = {"linestyle": (0, (1, 1)), "color": "black", "linewidth
 
 
 @styled()
+@checked
 def neuron_paths(frame: pd.DataFrame) -> Figure:
     r"""Paths of :math:`|a_j| b_j` in the plane, one panel for each size of the start, the largest at the right.
 
@@ -75,6 +77,7 @@ def _paths(axes: Axes, looks: pd.DataFrame) -> None:
 
 
 @styled()
+@checked
 def student_loss(frame: pd.DataFrame) -> Figure:
     r"""Test loss of symmetric students against :math:`\tau`: end of training, best moment, linearised model.
 
@@ -96,6 +99,7 @@ def student_loss(frame: pd.DataFrame) -> Figure:
 
 
 @styled()
+@checked
 def student_width(frame: pd.DataFrame) -> Figure:
     """Test loss of students against their width m, one curve for each scaling of the sum over neurons.
 
@@ -112,6 +116,7 @@ def student_width(frame: pd.DataFrame) -> Figure:
 
 
 @styled()
+@checked
 def lazy_rates(frame: pd.DataFrame, window: tuple[float, float] = WINDOW) -> Figure:
     r"""The three suprema of theorem 2.2 against :math:`\alpha`, each with its fitted power.
 
@@ -139,6 +144,7 @@ def lazy_rates(frame: pd.DataFrame, window: tuple[float, float] = WINDOW) -> Fig
 
 
 @styled()
+@checked
 def accuracy_stability(frame: pd.DataFrame) -> Figure:
     r"""Accuracy (above) and activation stability (below) against :math:`\alpha`, one panel for each data set.
 

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.report.ensemble import ensemble
 from regimes.report.fit import PowerLaw
@@ -40,6 +41,7 @@ FITS = {
 
 
 @styled()
+@checked
 def kernel_change(frame: pd.DataFrame, feature: Window = FEATURE, lazy: Window = LAZY) -> Figure:
     r"""Kernel drift :math:`\|\Delta K\|/\|K_0\|` against :math:`\sqrt h\,\alpha`, fitted in each regime.
 
@@ -53,6 +55,7 @@ def kernel_change(frame: pd.DataFrame, feature: Window = FEATURE, lazy: Window =
 
 
 @styled()
+@checked
 def weight_change(frame: pd.DataFrame, feature: Window = FEATURE, lazy: Window = LAZY) -> Figure:
     r"""Weight change :math:`\sqrt h\,\|w - w_0\|/\|w_0\|` against :math:`\sqrt h\,\alpha`, fitted alike."""
     label = r"$\sqrt{h}\;\|w-w_0\|\,/\,\|w_0\|$"
@@ -60,6 +63,7 @@ def weight_change(frame: pd.DataFrame, feature: Window = FEATURE, lazy: Window =
 
 
 @styled()
+@checked
 def learning_time(frame: pd.DataFrame, feature: Window = (0.0, 0.3), lazy: Window = (1e2, np.inf)) -> Figure:
     r"""Time :math:`t_1` at which the loss has halved, and :math:`t_1/(\sqrt h\,\alpha)` below it."""
     labels = [r"$t_1$  (flow time)", r"$t_1\,/\,(\sqrt{h}\,\alpha)$"]
@@ -67,6 +71,7 @@ def learning_time(frame: pd.DataFrame, feature: Window = (0.0, 0.3), lazy: Windo
 
 
 @styled()
+@checked
 def test_error(frame: pd.DataFrame) -> Figure:
     r"""Test error (mean over seeds, 95 % interval) against :math:`\sqrt h\,\alpha`."""
     rows = tidy(frame)
@@ -80,6 +85,7 @@ test_error.__test__ = False  # type: ignore[attr-defined]
 
 
 @styled()
+@checked
 def fluctuation(frame: pd.DataFrame, scaled: bool = True) -> Figure:
     r"""Variance of the function over seeds, times ``h`` if ``scaled``, against :math:`\sqrt h\,\alpha`."""
     parts = panels(tidy(frame))

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from regimes.core.check import checked
 from regimes.report.style import Mark, canvas, legend_of, log_axes, marks, styled, subtitle
 from regimes.report.table import last, need
 from regimes.study.estimate import array, quantile
@@ -26,6 +27,7 @@ _NAMES = {"conv": "four convolutions", "vgg": "VGG-11", "resnet": "ResNet-18"}
 
 
 @styled()
+@checked
 def kernel_spectrum(frame: pd.DataFrame) -> Figure:
     r"""Eigenvalues of the tangent kernel over their sum against their index, one panel for each data set and network.
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.report.ensemble import ensemble, outputs
 from regimes.report.figure_scale import spoken
@@ -35,6 +36,7 @@ REGIMES: dict[str, Mark] = {
 
 
 @styled()
+@checked
 def crossover(frame: pd.DataFrame, level: float = 1.0) -> Figure:
     r"""The crossover :math:`\alpha^*`, where the kernel drift is ``level``, against the width, with its law.
 
@@ -85,6 +87,7 @@ def _law(table: pd.DataFrame) -> PowerLaw | None:
 
 
 @styled()
+@checked
 def crossover_by_law(frame: pd.DataFrame, level: float = 1.0) -> Figure:
     r"""The crossover :math:`\alpha^*` against the width, in the convention of each law of width, with its law."""
     every = panels(tidy(frame))
@@ -122,6 +125,7 @@ def _theory(table: pd.DataFrame, span: np.ndarray) -> np.ndarray:
 
 
 @styled()
+@checked
 def ensemble_error(frame: pd.DataFrame, feature: float | None = None, lazy: float | None = None) -> Figure:
     """Test error of one network and of the average of all seeds, against the width, in both regimes.
 
@@ -136,6 +140,7 @@ def ensemble_error(frame: pd.DataFrame, feature: float | None = None, lazy: floa
 
 
 @styled()
+@checked
 def fluctuation_width(frame: pd.DataFrame, feature: float | None = None, lazy: float | None = None) -> Figure:
     """Variance of the function over seeds against the width, in both regimes, with a power law in each."""
     return _regimes(frame, feature, lazy, {"variance": ""}, r"$\mathrm{Var}\,F$", 1.0)
@@ -215,12 +220,15 @@ def _widths(axes: Axes, widths: Any, label: str, *, log_y: bool = True) -> None:
 
 
 @styled()
+@checked
 def phase_diagram(frame: pd.DataFrame, level: float = 1.0) -> Figure:
     r"""The plane of width and :math:`\alpha`: mean kernel drift as shade, the fitted crossover as a line.
 
     The shade is logarithmic and centred at ``level``; it grows lighter with the drift in equal steps, so that
     a black-and-white print shows the same.
     """
+    if not 0 < level < np.inf:
+        raise UserError(f"`level`: got {level}, expected a positive finite kernel change")
     rows = need(tidy(frame), ["width", "alpha", "dK"])
     parts = panels(rows)
     figure, ((*row,),) = canvas(len(parts), height=2.7)

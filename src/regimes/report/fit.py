@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.study.estimate import Estimate, Values, array, positive, quantile
 
@@ -51,6 +52,7 @@ class PowerLaw:
         return Estimate(self.exponent, self.low, self.high, self.clusters, self.method)
 
 
+@checked
 def power_law(
     x: Values,
     y: Values,
@@ -182,6 +184,8 @@ def _clustered(u: np.ndarray, v: np.ndarray, w: np.ndarray, codes: np.ndarray) -
 def _curve(x: Values, y: Values) -> tuple[np.ndarray, np.ndarray]:
     """The points sorted by x in logarithms, repeated x merged by the geometric mean of y."""
     place, height = array(x), array(y)
+    if len(place) != len(height):
+        raise UserError(f"`y` has {len(height)} entries: expected {len(place)}, one for each entry of `x`")
     there = np.isfinite(place) & np.isfinite(height)
     u, v = np.log(positive(place[there], "x")), np.log(positive(height[there], "y"))
     merged, which = np.unique(u.round(9), return_inverse=True)
@@ -190,6 +194,7 @@ def _curve(x: Values, y: Values) -> tuple[np.ndarray, np.ndarray]:
     return merged, np.bincount(which, weights=v) / np.bincount(which)
 
 
+@checked
 def crossing(x: Values, y: Values, level: float) -> float:
     """The ``x`` at which the curve ``y`` crosses ``level``, by linear interpolation in the log-log plane.
 
@@ -221,6 +226,7 @@ def crossing(x: Values, y: Values, level: float) -> float:
     return math.exp(u[i] + share * (u[i + 1] - u[i]))
 
 
+@checked
 def local_exponents(x: Values, y: Values) -> tuple[np.ndarray, np.ndarray]:
     """Slopes between neighbours in the log-log plane: where a power law holds they are flat.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.report.table import last, need
 from regimes.study.estimate import array
@@ -18,6 +19,7 @@ FEATURE, LAZY = 1.0, 1e3
 NETWORK = ("dataset", "model", "depth", "width", "n", "pca", "size", "kernel", "activation", "tolerance")
 
 
+@checked
 def networks(frame: pd.DataFrame, model: str | None = None) -> list[tuple[str, pd.DataFrame]]:
     r"""The last rows of the finished runs, with :math:`x = \sqrt h\,\alpha`, one table for each network and data set.
 
@@ -49,12 +51,14 @@ def networks(frame: pd.DataFrame, model: str | None = None) -> list[tuple[str, p
     return sorted(parts, key=lambda entry: (entry[1]["dataset"].iloc[0], entry[1]["model"].iloc[0] != "fc"))
 
 
+@checked
 def regimes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of one network in the feature and in the lazy regime.
 
     Raises:
         UserError: if one is missing, or its kernels did not move as they do there.
     """
+    rows = need(rows, ["x", "dK"])
     sides = {"feature": rows.loc[rows["x"] <= FEATURE], "lazy": rows.loc[rows["x"] >= LAZY]}
     for name, part in sides.items():
         if part.empty:
@@ -68,6 +72,7 @@ def regimes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return sides
 
 
+@checked
 def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
     """A column by seed, in per cent; what is missing is left out."""
     found = need(rows, ["seed", column])

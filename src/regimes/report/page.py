@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections import Counter
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.report.claim import VERDICTS, Claims, dumps, verdicts
 from regimes.report.decide import with_ways
@@ -45,6 +45,7 @@ class Described(Protocol):
     def figures(self) -> Sequence[Any] | Callable[[pd.DataFrame], Sequence[Any]]: ...
 
 
+@checked
 def build(
     store: Path | str,
     study: Described,
@@ -121,6 +122,7 @@ def _put_faults(out: Path, put: Callable[[Path, bytes], object], faults: Sequenc
         warnings.warn(f"{fault}; the traceback is in {path}", stacklevel=3)
 
 
+@checked
 def render(
     study: Described,
     found: Sequence[Mapping[str, Any]],
@@ -139,20 +141,6 @@ def render(
         record: what the study wrote about itself; see :func:`regimes.report.provenance.facts`.
         notes: what the reader must know about the rows.
     """
-    return template().render(
-        study={"name": study.name, "title": study.title, "paper": study.paper},
-        claims=[{**one, "mark": TOLD[one["verdict"]], "strip": strip(one)} for one in found],
-        headline=headline(found),
-        figures=shown,
-        counts=counts(frame),
-        facts=facts(record),
-        notes=notes,
-    )
-
-
-@functools.cache
-def template() -> Any:
-    """The page with its gaps, read once: to compile it takes longer than to fill it."""
     import jinja2
 
     room = jinja2.Environment(
@@ -163,9 +151,18 @@ def template() -> Any:
         lstrip_blocks=True,
     )
     room.filters |= {"short": short, "prose": prose, "measured": measured}
-    return room.get_template("report.html.j2")
+    return room.get_template("report.html.j2").render(
+        study={"name": study.name, "title": study.title, "paper": study.paper},
+        claims=[{**one, "mark": TOLD[one["verdict"]], "strip": strip(one)} for one in found],
+        headline=headline(found),
+        figures=shown,
+        counts=counts(frame),
+        facts=facts(record),
+        notes=notes,
+    )
 
 
+@checked
 def headline(found: Sequence[Mapping[str, Any]]) -> str:
     """The verdicts in a sentence.
 

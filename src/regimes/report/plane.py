@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.report.ensemble import variance
 from regimes.report.fit import PowerLaw, power_law
@@ -16,6 +17,7 @@ from regimes.study.estimate import Estimate, jackknife
 __all__ = ["curve_law", "star_law", "variance_law"]
 
 
+@checked
 def curve_law(rows: pd.DataFrame, column: str, window: tuple[float, float]) -> PowerLaw:
     r"""The power law of ``column`` against :math:`x = \sqrt h\,\alpha` in a window, over all widths.
 
@@ -32,6 +34,7 @@ def curve_law(rows: pd.DataFrame, column: str, window: tuple[float, float]) -> P
     return power_law(curves["x"], curves[column], window, groups=curves["network"])
 
 
+@checked
 def star_law(table: pd.DataFrame) -> PowerLaw:
     r"""The power law of :math:`\alpha^*` against the width, one point a network.
 
@@ -41,10 +44,11 @@ def star_law(table: pd.DataFrame) -> PowerLaw:
     Arguments:
         table: of :func:`regimes.report.table.transition`.
     """
-    found = table.dropna(subset=["alpha_star"])
+    found = need(table, ["alpha_star", "width"])
     return power_law(found["width"], found["alpha_star"], weights=found["width"])
 
 
+@checked
 def variance_law(widths: Sequence[int], samples: Sequence[np.ndarray]) -> Estimate:
     """The exponent of Var F against the width, with the jackknife interval over members.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.report.fit import crossing
 from regimes.study.estimate import Values, array, mean
@@ -28,6 +29,7 @@ __all__ = [
 PANEL = ("dataset", "task", "arch", "depth", "n")
 
 
+@checked
 def need(frame: pd.DataFrame, columns: str | Sequence[str]) -> pd.DataFrame:
     """The rows that have a value in each of ``columns`` (one name, or several).
 
@@ -48,6 +50,7 @@ def need(frame: pd.DataFrame, columns: str | Sequence[str]) -> pd.DataFrame:
     return found
 
 
+@checked
 def tidy(frame: pd.DataFrame, rows: Literal["finished", "last", "looks"] = "finished") -> pd.DataFrame:
     r"""One row per run, with the derived columns of the feature-lazy plane.
 
@@ -84,13 +87,28 @@ def tidy(frame: pd.DataFrame, rows: Literal["finished", "last", "looks"] = "fini
     return _derived(chosen.reset_index(drop=True))
 
 
+@checked
 def last(frame: pd.DataFrame) -> pd.DataFrame:
     """The last row of each run that has come to some end: finished, diverged or stopped."""
+    frame = need(frame, ["status", "key"]) if len(frame) else frame.assign(status=[], key=[])
     return frame.loc[frame["status"] != "running"].drop_duplicates(subset=["key"], keep="last")
 
 
+def keys_of(by: Sequence[str] | str) -> list[str]:
+    """The columns that make a group, at least one."""
+    keys = [by] if isinstance(by, str) else list(by)
+    if not keys:
+        raise UserError("`by`: names no column, expected at least one that makes a group")
+    return keys
+
+
+@checked
 def named(keys: Sequence[str], values: Any) -> dict[str, Any]:
     """The label of a group as column -> value."""
+    if not isinstance(values, tuple | list) or len(keys) != len(values):
+        raise UserError(
+            f"`values`: got {values!r}, expected one for each of {', '.join(keys) or 'no columns'}"
+        )
     return dict(zip(keys, values, strict=True))
 
 
@@ -111,11 +129,13 @@ def _derived(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**new)
 
 
+@checked
 def filled(frame: pd.DataFrame) -> list[str]:
     """The columns that have a value somewhere."""
     return [name for name in frame.columns if not frame[name].isna().to_numpy().all()]
 
 
+@checked
 def panels(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The rows split by what must not be mixed: data set, task, architecture, depth, training points.
 
@@ -141,6 +161,7 @@ def _plain(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+@checked
 def summary(
     frame: pd.DataFrame, by: Sequence[str] | str, column: str, *, log: bool = False, level: float = 0.95
 ) -> pd.DataFrame:
@@ -164,7 +185,7 @@ def summary(
     >>> summary(rows, "width", "dK")[["width", "mean", "n"]].values.tolist()
     [[8.0, 2.0, 3.0]]
     """
-    keys = [by] if isinstance(by, str) else list(by)
+    keys = keys_of(by)
     found = need(frame, [*keys, column])
     lines = []
     for values, part in found.groupby(keys, sort=True):
@@ -176,6 +197,7 @@ def summary(
     return pd.DataFrame(lines)
 
 
+@checked
 def transition(frame: pd.DataFrame, level: float = 1.0, factor: float = 10.0) -> pd.DataFrame:
     r"""The crossover :math:`\alpha^*` of each network: where its kernel drift is ``level``.
 
@@ -213,6 +235,7 @@ def transition(frame: pd.DataFrame, level: float = 1.0, factor: float = 10.0) ->
     return table
 
 
+@checked
 def ends(
     frame: pd.DataFrame, feature: float | None = None, lazy: float | None = None
 ) -> dict[str, pd.DataFrame]:
@@ -252,8 +275,11 @@ def ends(
     return sides
 
 
+@checked
 def ensembles(rows: pd.DataFrame) -> dict[int, pd.DataFrame]:
     """Width -> the rows of its members, for the widths that have as many of them as any has."""
-    parts = {int(str(width)): part for width, part in rows.groupby("width", sort=True)}
+    parts = {
+        int(str(width)): part for width, part in need(rows, ["width", "seed"]).groupby("width", sort=True)
+    }
     sizes = {width: len(set(part["seed"])) for width, part in parts.items()}
     return {width: part for width, part in parts.items() if sizes[width] == max(sizes.values())}

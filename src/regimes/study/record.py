@@ -14,6 +14,7 @@ from typing import Any, final
 from pydantic import BaseModel, ConfigDict, InstanceOf
 
 import regimes
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.study.growth import check_growth
 from regimes.study.run import canonical
@@ -43,6 +44,7 @@ class Held(BaseModel):
     source: Text | None = None
 
 
+@checked
 def read_record(store: Store) -> dict[str, Any] | None:
     """The content of ``study.json``: study, scale, settings, source, sessions; None if there is no such file.
 

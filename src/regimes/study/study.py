@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from regimes.core.check import checked
 from regimes.core.error import UserError, nearest
 from regimes.study.run import Run
 from regimes.study.schema import schema_of
@@ -37,6 +38,7 @@ Settings = Mapping[str, Any]
 MODULE = "regimes_study_file_"
 
 
+@checked
 @dataclass(frozen=True)
 class Option:
     """What ``--set name=value`` may change.
@@ -74,6 +76,7 @@ class Option:
             ) from None
 
 
+@checked
 @dataclass(frozen=True)
 class Scale:
     """One size of a study.
@@ -91,6 +94,7 @@ class Scale:
     defaults: Settings = field(default_factory=dict)
 
 
+@checked
 @dataclass(frozen=True)
 class Study:
     """Many runs that answer one question: what ``regimes run`` carries out.
@@ -185,6 +189,7 @@ class Study:
         return self.scales[name]
 
 
+@checked
 def parse_settings(texts: Sequence[str]) -> dict[str, str]:
     """Texts ``name=value`` of the command line as a dict.
 
@@ -202,6 +207,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+@checked
 def load_study_file(path: str | Path) -> Study:
     """The ``STUDY`` that a Python file defines; the file may import modules that lie beside it.
 

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.study.run import Run
 
@@ -31,6 +32,7 @@ TOO_MANY = f": a study has at most {MOST}; give fewer seeds or points, or divide
 _declared: ContextVar[int | None] = ContextVar("declared", default=None)
 
 
+@checked
 def grid(run: type[Run], **axes: Any) -> Listed:
     """All combinations of the values of the axes; the first axis varies slowest, equal runs are kept once.
 
@@ -53,6 +55,7 @@ def grid(run: type[Run], **axes: Any) -> Listed:
     return lambda frame: runs
 
 
+@checked
 def combine(*sweeps: Sweep) -> Listed:
     """All runs of several sweeps, in their order, equal ones kept once."""
     return lambda frame: _unique(wanted for sweep in sweeps for wanted in sweep(frame))
@@ -127,6 +130,7 @@ def listed(sweep: Sweep, name: str) -> Listed:
     return wanted
 
 
+@checked
 def bisection(
     run: type[Run],
     *,

@@ -65,6 +65,8 @@ class Engine(ABC, Generic[AFront, ARule]):
         origin: Tensor,
         offsets: Tensor | None,
     ) -> None:
+        if max_seconds < 0:
+            raise UserError(f"`max_seconds`: got {max_seconds}, expected 0 or more")
         self.program, self.inputs, self.targets = program, inputs, targets
         self.rule, self.max_seconds = rule, max_seconds
         self._front, self._origin, self._offsets = front, origin, offsets
@@ -223,19 +225,19 @@ def prepare(
     _check(inputs, targets)
     check_margin_targets(targets, loss)
     x, y = (
-        _begins_a_line(each.to(program.device, program.dtype if each.is_floating_point() else None))
+        each.to(program.device, program.dtype) if each.is_floating_point() else each.to(program.device)
         for each in (inputs, targets)
     )
     _try(program, x, y)
     return program, x, y
 
 
-def _begins_a_line(x: Tensor) -> Tensor:
-    """The numbers from the beginning of a cache line on: elsewhere some processors round their products otherwise."""
-    return x if x.data_ptr() % 64 == 0 else x.clone()
-
-
 def _check(x: Tensor, y: Tensor) -> None:
+    for name, each in (("inputs", x), ("targets", y)):
+        if each.dim() == 0 or each.is_complex():
+            raise UserError(
+                f"`{name}`: got {each.dtype} {tuple(each.shape)}, expected real numbers, (n, ...)"
+            )
     if y.dim() != 1:
         raise UserError(
             f"`targets`: got shape {tuple(y.shape)}, expected (n,): -1 or +1 as floats, or class indices"

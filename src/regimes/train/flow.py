@@ -39,6 +39,11 @@ class Tolerance:
     grow: float = 1.1
     shrink: float = 10.0
 
+    def __post_init__(self) -> None:
+        for name, least in (("gradient", 0.0), ("output", 0.0), ("grow", 1.0), ("shrink", 1.0)):
+            if not getattr(self, name) > least:
+                raise UserError(f"`{name}`: got {getattr(self, name)}, expected a number above {least:g}")
+
 
 @dataclass(frozen=True)
 class _Front(Front):
@@ -214,7 +219,7 @@ def flow(
 
     Source: Geiger, Spigler, Jacot, Wyart 2020, appendix B, and the authors' code for the step rule.
     """
-    if not max_steps >= 0:
+    if max_steps < 0:
         raise UserError(f"`max_steps`: got {max_steps}, expected 0 or more")
     program, x, y = prepare(modules, inputs, targets, loss, dtype, default=torch.float64)
     start, offsets = program.start(), program.offsets(x)
@@ -247,7 +252,11 @@ def flow(
 def _taus(tau: float | Sequence[float], members: int) -> Tensor:
     """One tau a member, (members,)."""
     taus = torch.as_tensor(tau, dtype=torch.float64)
-    if taus.dim() > 1 or len(taus.reshape(-1)) not in (1, members) or not bool((taus >= 0).all()):
+    if (
+        taus.dim() > 1
+        or len(taus.reshape(-1)) not in (1, members)
+        or not bool(((taus >= 0) & taus.isfinite()).all())
+    ):
         raise UserError(
             f"`tau`: got {tau!r}, expected a time of 0 or more, or one for each of {members} members"
         )
