@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regimes import data, models, study
+from regimes.core.loss import squared
 
 torch.set_num_threads(1)
 
@@ -24,13 +25,14 @@ def digits() -> study.Comparison:
     found = data.load("digits", train=400, flat=True)
     network = models.mlp(64, width=128, depth=1, outputs=10, symmetric=True)
     part = (found.train.x, found.train.y, found.test.x, found.test.y)
-    return study.would_linear_do(network, *part, epochs=40, batch_size=25, reduce="trace")
+    return study.would_linear_do(network, *part, epochs=20, batch_size=25, seeds=3, reduce="trace")
 
 
 def product() -> study.Comparison:
     """Two classes that no input tells alone, a narrow network with small weights."""
     network = models.two_layer(12, 32, scaling="1", tau=0.1, symmetric=True)
-    return study.would_linear_do(network, *signs(300, 0), *signs(1000, 1), epochs=50, batch_size=20)
+    settings = {"epochs": 50, "batch_size": 20, "seeds": 3, "loss": squared}
+    return study.would_linear_do(network, *signs(300, 0), *signs(1000, 1), **settings)
 
 
 def main() -> None:

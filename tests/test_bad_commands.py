@@ -50,12 +50,18 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
 
 
+def shown(message: Warning | str, category: type[Warning], filename: str, line: int, *_: object) -> None:
+    sys.stderr.write(warnings.formatwarning(message, category, filename, line))
+
+
 def answered(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[object, str, str]:
     """Exit code, standard output and standard error of the console command, in this process."""
     streams = [
         io.TextIOWrapper(io.BytesIO(), "utf-8", errors=errors) for errors in ("strict", "backslashreplace")
     ]
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        patch.setattr(warnings, "showwarning", shown)  # pytest keeps them to itself
         patch.setattr(sys, "argv", ["regimes", *arguments])
         patch.setattr(sys, "stdout", streams[0])
         patch.setattr(sys, "stderr", streams[1])

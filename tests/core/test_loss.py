@@ -55,6 +55,27 @@ def test_gradients_are_those_of_the_formulas(loss: Loss) -> None:
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("loss", BINARY, ids=repr)
+def test_slopes_are_gradients(loss: Loss) -> None:
+    """Of one network and of members; also without a graph."""
+    f, y = samples()
+    members = torch.stack([f, 2 * f])[..., None]
+    leaf = members.clone().requires_grad_()
+    wanted = torch.autograd.grad(loss.per_sample(leaf, y).sum(), leaf)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(loss.slope(members, y), wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(loss.slope(members[0], y), wanted[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sample_far_beyond_its_margin_costs_nothing(dtype: torch.dtype) -> None:
+    """No product with its slope is a subnormal number: the slope is 0, or not small enough for that."""
+    f = torch.linspace(-50, 50, 2001, dtype=dtype)[:, None]
+    slopes = soft_hinge.slope(f, torch.ones(2001, dtype=dtype)).abs()
+    least = torch.finfo(dtype).eps ** 3
+    assert bool(((slopes == 0) | (slopes > least / 2)).all()) and bool((slopes[f <= 1] >= 0.5).all())
+
+
 def test_the_slope_of_the_smooth_losses_at_their_kinks() -> None:
     for loss, f, slope in ((CrossEntropy(), 0.0, -0.5), (SoftHinge(), 1.0, -0.5), (SoftHinge(), 0.0, -1.0)):
         leaf = torch.tensor([[f]], dtype=torch.float64, requires_grad=True)

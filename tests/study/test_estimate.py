@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from regimes.core.error import UserError
-from regimes.study.estimate import jackknife, mean, paired_share, quantile, share
+from regimes.study.estimate import jackknife, mean, paired_share, quantile, share, two_way
 
 TRIALS = 600
 
@@ -119,3 +119,41 @@ def test_parts_that_are_more_than_the_whole_are_named() -> None:
         paired_share(3, 2, 4)
     with pytest.raises(UserError, match="`count`: got 5 of 4"):
         share(5, 4)
+
+
+@pytest.mark.parametrize("seeds", [3, 6])
+@pytest.mark.parametrize("by_seed", [0.0, 1.0, 5.0])
+def test_two_way_covers_new_seeds_and_new_samples(seeds: int, by_seed: float) -> None:
+    """Parts by seeds, by samples and by both; that by seeds is 0, as large as that by samples, or five times that."""
+    rng, n, hits = np.random.default_rng(0), 100, []
+    for _ in range(400):
+        parts = (
+            rng.normal(size=(seeds, 1)) * by_seed / math.sqrt(n),
+            rng.normal(size=n),
+            rng.normal(size=(seeds, n)),
+        )
+        found = two_way(sum(parts, np.zeros(())))
+        hits.append(found.low <= 0 <= found.high)
+    assert 0.92 < np.mean(hits) <= 1
+
+
+def test_two_way_covers_differences_of_right_and_wrong() -> None:
+    """Few samples tell the two apart, half of them in every seed; where none does the width is that of Tango."""
+    rng, n, hits = np.random.default_rng(0), 200, []
+    for _ in range(400):
+        common, own, use = rng.uniform(size=n), rng.uniform(size=(4, n)), rng.uniform(size=n) < 0.5
+        u, shift = np.where(use, common, own), 0.005 * rng.normal(size=(4, 1))
+        found = two_way((u < 0.02 + shift) * 1.0 - (u > 0.98 + shift), (-1.0, 1.0))
+        hits.append(found.low <= 0 <= found.high)
+    assert np.mean(hits) > 0.94
+    found, tango = two_way(np.zeros((4, n)), (-1.0, 1.0)), paired_share(0, 0, n)
+    assert (found.low, found.high) == pytest.approx((tango.low, tango.high), rel=1e-2)
+
+
+def test_two_way_is_blind_to_order_and_asks_for_two_of_each() -> None:
+    values = np.random.default_rng(0).normal(size=(3, 20))
+    one, other = two_way(values), two_way(values[::-1, ::-1])
+    assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-12)
+    for shape in ((1, 20), (3, 1)):
+        with pytest.raises(UserError, match="`values`: got shape"):
+            two_way(np.zeros(shape))

@@ -176,11 +176,14 @@ def test_an_interrupt_says_what_is_safe_and_how_to_continue(tmp_path: Path) -> N
     assert len(rows_of(tmp_path)) == 3
 
 
-def test_a_forecast_writes_nothing_and_counts_what_is_left(tmp_path: Path) -> None:
+def test_a_forecast_writes_nothing_and_counts_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regimes.study.execute.pace", lambda: 1.0)
     forecast = forecast_study(STUDY, "quick", tmp_path / "out", on="pool:4", settings={"pause": "2"})
     assert (forecast.wanted, forecast.finished, forecast.workers) == (31, 0, 4)
     assert 31 * 2 / 4 <= forecast.seconds <= 31 * 2
-    assert str(forecast).startswith("31 runs, 0 finished; the rest: ")
+    assert str(forecast).startswith("at least 31 runs, 0 finished; the rest: ")  # its search may want more
     assert not (tmp_path / "out").exists()
     carry_out(STUDY, tmp_path / "out")
     after = forecast_study(STUDY, "quick", tmp_path / "out")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -106,6 +108,64 @@ def test_a_study_killed_again_and_again_ends_with_the_same_rows(
     assert not found.duplicated(["key", "step"]).any()
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "rows", "study.json"}
     assert count(tmp_path) == whole == len(list((tmp_path / "rows").iterdir()))
+
+
+def workers_of(group: int) -> list[int]:
+    """The worker processes of a session, from the first moment of their lives."""
+    found = []
+    for process in alive(group):
+        try:
+            command = (Path("/proc") / str(process) / "cmdline").read_bytes()
+        except OSError:
+            continue
+        found += [process] * (b"spawn_main" in command)
+    return found
+
+
+def struck(process: subprocess.Popen[str], order: random.Random) -> str:
+    """Send a signal to the session or to one of its workers, if they are there; who was hit, and by what."""
+    victims = workers_of(process.pid) if order.random() < 0.8 else [process.pid]
+    by = order.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV])
+    if not victims or process.poll() is not None:
+        return ""
+    who = "session" if victims == [process.pid] else "worker"
+    if who == "worker" and by == signal.SIGINT:
+        by = signal.SIGTERM  # workers ignore Ctrl-C
+    try:
+        os.kill(order.choice(victims), by)
+    except ProcessLookupError:
+        return ""
+    return f"{who} {by.name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [200])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+def test_whoever_is_killed_by_whatever_signal_nothing_is_lost_and_nothing_is_done_twice(
+    tmp_path: Path, undisturbed: pd.DataFrame, kills: int
+) -> None:
+    order = random.Random(kills)
+    hits: Counter[str] = Counter()
+    whole, studies = len(set(undisturbed["key"])), 0
+    while hits.total() < kills:
+        out = tmp_path / str(studies := studies + 1)
+        ever: set[Path] = set()
+        while count(out) < whole:
+            process = start(out)
+            while process.poll() is None:
+                time.sleep(order.uniform(0, 0.6))
+                if hits.total() < kills and (hit := struck(process, order)):
+                    hits[hit] += 1
+                now = set((out / "rows").glob("*.parquet"))
+                assert ever <= now, "a finished run is lost"
+                ever = now
+            _, err = process.communicate()
+            assert all_end(process.pid), f"a worker outlives its parent\n{err}"
+            assert not list((out / "aside").glob("*")), "a file of rows is torn"
+        told = json.loads((out / "study.json").read_text())["sessions"]
+        assert told[-1]["finished"] <= whole
+        pd.testing.assert_frame_equal(rows_of(out), undisturbed, check_exact=True)
+    print(f"{hits.total()} kills in {studies} studies: {dict(hits)}")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")

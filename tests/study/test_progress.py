@@ -7,17 +7,7 @@ import time
 import pytest
 
 from regimes.study import progress
-from regimes.study.progress import Bar, Clock, Lines, Silent, progress_of
-
-
-def test_the_clock_learns_seconds_from_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    clock = Clock()
-    assert clock.left(3.0) is None
-    now = 110.0
-    clock.add(2.0)
-    assert clock.left(3.0) == 15.0
+from regimes.study.progress import Bar, Lines, Silent, progress_of
 
 
 def test_lines_are_plain_and_far_apart(

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from regimes.core.error import UserError
+from regimes.study import store as module
 from regimes.study.field import Rows, Tick
 from regimes.study.run import Run
+from regimes.study.seal import examine
 from regimes.study.store import Store
 from tests.study.toy import Toy
 
@@ -96,6 +98,34 @@ def test_a_reading_names_what_it_left_out_once_for_each_reason(store: Store) -> 
     with pytest.warns(UserWarning, match="left out") as caught:
         pd.testing.assert_frame_equal(Store(store.out, (Toy,)).frame(), found.frame)
     assert len(caught) == 2
+
+
+def test_a_session_reads_each_file_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorting out what is there, asking what is finished and for the rows are one reading; so are later questions."""
+    read: list[str] = []
+
+    def counted(content: bytes, key: str) -> object:
+        read.append(key)
+        return examine(content, key)
+
+    monkeypatch.setattr(module, "examine", counted)
+    monkeypatch.setattr(module, "TOGETHER", 2)
+    before = store.frame()
+    fresh = Store(store.out, (Toy,))
+    fresh.tidy()
+    assert fresh.finished() == {run.key for run in RUNS}
+    pd.testing.assert_frame_equal(fresh.frame(), before)
+    assert sorted(read[len(RUNS) :]) == sorted(run.key for run in RUNS)
+    # what is new, replaced or gone is seen
+    more, gone = Toy(width=3), RUNS[2]
+    fresh.put(more, more.rows(0.5))
+    fresh.put(RUNS[0], RUNS[0].rows(0.25))
+    (store.rows / f"{gone.key}.parquet").unlink()
+    read.clear()
+    found = fresh.frame()
+    assert sorted(read) == sorted([more.key, RUNS[0].key])
+    pd.testing.assert_frame_equal(found, pd.read_parquet(str(store.out) + "/rows"))
+    assert set(found["key"]) == fresh.finished() == {run.key for run in [*RUNS, more]} - {gone.key}
 
 
 def test_things_aside_are_never_overwritten(store: Store) -> None:

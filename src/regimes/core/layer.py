@@ -19,26 +19,66 @@ from torch.nn import functional
 from regimes.core.activation import ScaledReLU, ScaledTanh, Softplus
 from regimes.core.check import checked
 
-__all__ = ["Conv2d", "Linear", "Scaling", "SpatialMean", "ToImage", "is_stackable", "stack_of"]
+__all__ = [
+    "SMALL",
+    "Conv2d",
+    "Linear",
+    "Scaling",
+    "SpatialMean",
+    "ToImage",
+    "aligned",
+    "is_stackable",
+    "products",
+    "stack_of",
+]
 
 # Below this many multiply-adds a member, one batched product is faster than a loop of products.
-_SMALL = 1 << 21
+SMALL = 1 << 21
+# Bytes of a cache line.
+_LINE = 64
 
 
-def _products(x: Tensor, w: Tensor, factor: float) -> Tensor:
-    """factor * x @ w for each member: (m, n, k), (m, k, o) -> (m, n, o), each member as if it were alone."""
+def products(x: Tensor, w: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
+    """factor * x @ w for each member: (m, n, k), (m, k, o) -> (m, n, o), each member as if it were alone.
+
+    The bits of a member depend on no other: each operand begins where it would for a lone member, and the kernel is
+    chosen by the shape of one product.
+    """
     m, n, k = x.shape
     o = w.shape[2]
-    out = x.new_empty(m, n, o)
-    if x.device.type != "cpu" or (m > 1 and n * k * o <= _SMALL):
-        return torch.baddbmm(out, x, w, beta=0, alpha=factor, out=out)
-    if n * k * o <= _SMALL:
+    if x.device.type != "cpu" or n * k * o > SMALL:
+        out = x.new_empty(m, n, o) if out is None else out
+        if x.device.type != "cpu":
+            return torch.baddbmm(out, x, w, beta=0, alpha=factor, out=out)
+        for slot, left, right in zip(out.unbind(0), x.unbind(0), w.unbind(0), strict=True):
+            torch.addmm(slot, left, right, beta=0, alpha=factor, out=slot)
+        return out
+    gap = -n * o % (_LINE // x.element_size())
+    ready = out is not None and not gap and out.is_contiguous() and out.data_ptr() % _LINE == 0
+    if m > 1:
+        target = out if out is not None and ready else _lines(x, m, n, o, gap)
+        torch.baddbmm(target, x, w, beta=0, alpha=factor, out=target)
+    else:
         # A batch of one takes another kernel, with other rounding, than a batch of two or more.
-        both = torch.baddbmm(out.expand(2, n, o), x.expand(2, n, k), w.expand(2, k, o), beta=0, alpha=factor)
-        return both.resize_(1, n, o)  # not a view: what follows may work in place
-    for slot, left, right in zip(out.unbind(0), x.unbind(0), w.unbind(0), strict=True):
-        torch.addmm(slot, left, right, beta=0, alpha=factor, out=slot)
-    return out
+        pair = _lines(x, 2, n, o, gap)
+        torch.baddbmm(pair, x.expand(2, n, k), w.expand(2, k, o), beta=0, alpha=factor, out=pair)
+        target = pair[:1] if out is not None else pair[:1].clone()  # no view: what follows may work in place
+    return target if out is None or target is out else out.copy_(target)
+
+
+def _lines(like: Tensor, m: int, n: int, o: int, gap: int) -> Tensor:
+    """Room for (m, n, o), a gap behind each member."""
+    return like.new_empty(m, n * o + gap)[:, : n * o].view(m, n, o)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """(n, ...) with zeros for samples behind, so that the numbers of each member of a stack begin a cache line.
+
+    Products round by where their operands lie on some processors, and vectorised functions by what is left at the end
+    of a tensor: whole pairs of vectors, 128 bytes, leave nothing.
+    """
+    missing = -len(x) % (2 * _LINE // x.element_size())
+    return x if not missing else torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
 
 
 class _StackedLinear(torch.autograd.Function):
@@ -46,7 +86,7 @@ class _StackedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, factor: float) -> Tensor:
-        return _products(x, weight.mT, factor)
+        return products(x, weight.mT, factor)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
@@ -57,8 +97,8 @@ class _StackedLinear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
-        to_input = _products(grad, weight, ctx.factor) if ctx.needs_input_grad[0] else None
-        return to_input, _products(grad.mT, x, ctx.factor), None
+        to_input = products(grad, weight, ctx.factor) if ctx.needs_input_grad[0] else None
+        return to_input, products(grad.mT, x, ctx.factor), None
 
 
 @checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +42,14 @@ class Loss(ABC):
         self, outputs: Float[Tensor, "*m n c"], targets: Shaped[Tensor, " n"]
     ) -> Float[Tensor, "*m n"]:
         """loss(F(x_mu), y_mu) for each sample."""
+
+    def slope(
+        self, outputs: Float[Tensor, "*m n c"], targets: Shaped[Tensor, " n"]
+    ) -> Float[Tensor, "*m n c"]:
+        """d loss / dF for each sample: by autograd, where a loss does not write it out."""
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            return torch.autograd.grad(self.per_sample(leaf, targets).sum(), leaf)[0]
 
     @abstractmethod
     def fits(self, outputs: Float[Tensor, "*m n c"], targets: Shaped[Tensor, " n"]) -> Bool[Tensor, "*m n"]:
@@ -123,6 +132,15 @@ class SoftHinge(Loss):
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """ln(1 + exp(beta z)) / beta at z = 1 - F y."""
         return _softplus(1 - _margin(outputs, targets), self.beta)
+
+    def slope(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """-y / (1 + exp(-beta z)) at z = 1 - F y, and 0 for a sample so far beyond its margin that it is below eps^3.
+
+        In the products with such numbers a processor would take a hundred times as long (subnormal numbers).
+        """
+        beyond = self.beta * (_margin(outputs, targets) - 1)
+        far = beyond > -3 * math.log(torch.finfo(outputs.dtype).eps)
+        return (-targets / beyond.exp().add_(1)).masked_fill_(far, 0)[..., None]
 
     def fits(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """F y >= 1: the gradient never vanishes, so the margin is what stops a run."""

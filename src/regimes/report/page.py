@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections import Counter
@@ -141,6 +142,20 @@ def render(
         record: what the study wrote about itself; see :func:`regimes.report.provenance.facts`.
         notes: what the reader must know about the rows.
     """
+    return template().render(
+        study={"name": study.name, "title": study.title, "paper": study.paper},
+        claims=[{**one, "mark": TOLD[one["verdict"]], "strip": strip(one)} for one in found],
+        headline=headline(found),
+        figures=shown,
+        counts=counts(frame),
+        facts=facts(record),
+        notes=notes,
+    )
+
+
+@functools.cache
+def template() -> Any:
+    """The page with its gaps, read once: to compile it takes longer than to fill it."""
     import jinja2
 
     room = jinja2.Environment(
@@ -151,15 +166,7 @@ def render(
         lstrip_blocks=True,
     )
     room.filters |= {"short": short, "prose": prose, "measured": measured}
-    return room.get_template("report.html.j2").render(
-        study={"name": study.name, "title": study.title, "paper": study.paper},
-        claims=[{**one, "mark": TOLD[one["verdict"]], "strip": strip(one)} for one in found],
-        headline=headline(found),
-        figures=shown,
-        counts=counts(frame),
-        facts=facts(record),
-        notes=notes,
-    )
+    return room.get_template("report.html.j2")
 
 
 @checked

@@ -15,15 +15,16 @@ from typing import Any, final
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.study.backend import Backend, Here, parse_on
+from regimes.study.clock import Clock, pace
 from regimes.study.fault import StudyFault
 from regimes.study.pool import Pool
-from regimes.study.progress import Clock, Progress, duration, progress_of
+from regimes.study.progress import Progress, duration, progress_of
 from regimes.study.record import Record, check_record
 from regimes.study.run import Run
 from regimes.study.store import Store
 from regimes.study.study import Study
 from regimes.study.task import Task, divide, makespan
-from regimes.study.wanted import declared, wanted_runs, weighed
+from regimes.study.wanted import Watched, declared, wanted_runs, was_seen, weighed
 from regimes.study.worker import Broken, Done, Job, rare
 
 __all__ = ["Failure", "Forecast", "Interrupted", "Result", "forecast_study", "run_study"]
@@ -93,8 +94,9 @@ class Forecast:
         wanted: runs the sweep wants now.
         finished: how many of them are stored already.
         tasks: programs the rest is divided into.
-        seconds: rough time of the rest.
+        seconds: rough time of the rest on this machine, at its present pace.
         workers: number of workers it holds for.
+        more: whether what is measured may want more runs: the sweep looks at the rows, and not all are there.
     """
 
     wanted: int
@@ -102,12 +104,14 @@ class Forecast:
     tasks: int
     seconds: float
     workers: int
+    more: bool = False
 
     def __str__(self) -> str:
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        least = "at least " if self.more else ""
         return (
-            f"{self.wanted} runs, {self.finished} finished; the rest: {self.tasks} tasks, "
-            f"about {duration(self.seconds)} on {workers}"
+            f"{least}{self.wanted} runs, {self.finished} finished; the rest: {least}{self.tasks} tasks, "
+            f"about {duration(self.seconds)}{' or more' if self.more else ''} on {workers}"
         )
 
 
@@ -191,10 +195,13 @@ def forecast_study(
     store = Store(out, study.runs)
     check_record(store, study, scale, chosen)
     finished = store.finished()
-    wanted = wanted_runs(declared(study, scale, chosen), store.frame(), study)
+    rows = Watched(store.frame())
+    wanted = wanted_runs(declared(study, scale, chosen), rows, study)
     left = weighed(run for run in wanted if run.key not in finished)
     tasks = divide(left, workers)
-    return Forecast(len(wanted), len(wanted) - len(left), len(tasks), makespan(tasks, workers), workers)
+    seconds = pace() * makespan(tasks, workers) if tasks else 0.0
+    done = len(wanted) - len(left)
+    return Forecast(len(wanted), done, len(tasks), seconds, workers, bool(left) and was_seen(rows))
 
 
 @contextmanager
@@ -223,12 +230,11 @@ class Session:
         self._show = show
         self._command = command
         self._began = time.monotonic()
-        self._clock = Clock()
+        self._clock = Clock(workers, pace())
         self._wanted: dict[str, Run] = {}
         self._finished: set[str] = set()
         self._carried_out = 0
         self._failures: dict[str, Failure] = {}
-        self._cost = 0.0
         self._text = ""
 
     def pending(self, wanted: Sequence[Run]) -> tuple[Task, ...]:
@@ -240,14 +246,14 @@ class Session:
             for key, run in self._wanted.items()
             if key not in self._finished and key not in self._failures
         )
-        self._cost = sum(run.cost() for run in left)
         return divide(left, self._workers)
 
     def work(self, tasks: Sequence[Task]) -> None:
         """One round, with a second chance for what failed beside others or with its worker."""
         tick = rare(self._tick)
-        self._update()
         while tasks:
+            self._clock.begin(tasks)
+            self._update()
             again: list[Task] = []
             for event in self._backend.execute(tasks, tick):
                 if isinstance(event, Done):
@@ -282,8 +288,7 @@ class Session:
     def _done(self, run: Run) -> None:
         self._finished.add(run.key)
         self._carried_out += 1
-        self._clock.add(run.cost())
-        self._cost -= run.cost()
+        self._clock.settle(run)
         self._record.save(every=10.0)
         self._update()
 
@@ -295,6 +300,7 @@ class Session:
                 self._done(run)
             else:
                 left.append(run)
+                self._clock.settle(run)
         task = replace(event.task, runs=tuple(left))
         if len(left) > 1:
             return task.halves()
@@ -302,7 +308,6 @@ class Session:
             return (replace(task, again=True),)
         for run in left:
             self._failures[run.key] = Failure(run, event.error, event.trace)
-            self._cost -= run.cost()
         return ()
 
     def _tick(self, text: str) -> None:
@@ -310,8 +315,7 @@ class Session:
         self._update()
 
     def _update(self) -> None:
-        left = self._clock.left(max(self._cost, 0.0))
-        self._show.show(len(self._finished), len(self._wanted), left, self._text)
+        self._show.show(len(self._finished), len(self._wanted), self._clock.left(), self._text)
 
 
 def _this_command() -> str:

@@ -92,7 +92,7 @@ class FlowRun(Run):
         activations = self.n * self.width * self.depth
         reach = self.alpha * math.sqrt(self.width) if self.law in ("ntk", "standard") else self.alpha
         steps = 2500 * (1 + max(0.0, -math.log10(reach)) / 2)
-        return steps * (6e-5 + products / 5.5e10 + activations * 1.1e-8)
+        return steps * (3e-5 + products / 5e10 + activations * 3e-9)
 
     @classmethod
     def perform(cls, runs: Sequence[Run], data: Path | None, tick: Tick) -> Iterator[tuple[Run, Rows]]:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-__all__ = ["Bar", "Clock", "Lines", "Progress", "Silent", "duration", "progress_of"]
+__all__ = ["Bar", "Lines", "Progress", "Silent", "duration", "progress_of"]
 
 
 class Progress(AbstractContextManager["Progress", None], ABC):
@@ -88,25 +88,6 @@ class Silent(Progress):
 
     def show(self, done: int, wanted: int, left: float | None, text: str) -> None:
         return None
-
-
-@final
-class Clock:
-    """Time left, from the cost of what is done: ``cost`` gives ratios, the clock gives seconds."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._done = 0.0
-
-    def add(self, cost: float) -> None:
-        """A run of that cost is finished."""
-        self._done += cost
-
-    def left(self, cost: float) -> float | None:
-        """Seconds for what remains, None until something is finished."""
-        if self._done <= 0:
-            return None
-        return (time.monotonic() - self._began) * cost / self._done
 
 
 def progress_of(name: str, quiet: bool = False) -> Progress:

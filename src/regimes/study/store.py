@@ -29,6 +29,11 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
+State = tuple[int, int]
+"""When a file was written, in ns, and its size."""
+TOGETHER = 500
+
+
 @dataclass(frozen=True)
 class Reading:
     """The rows of a directory.
@@ -70,7 +75,10 @@ class Store:
         self.aside = self.out / "aside"
         self.classes = {cls.__name__: cls for cls in classes}
         self.schema = schema_of(classes)
-        self._sound: dict[str, tuple[tuple[int, int], pa.Table | str]] = {}
+        self._known: dict[
+            str, tuple[State, str]
+        ] = {}  # of each file that was read, and what is wrong with it
+        self._tables: list[pa.Table] = []  # the rows of the sound ones, in as few tables as will do
 
     def __len__(self) -> int:
         """Number of finished runs, by their file names."""
@@ -91,7 +99,8 @@ class Store:
 
     def finished(self) -> frozenset[str]:
         """Keys of the runs whose files are sound."""
-        return frozenset(path.stem for path, found in self._files() if not isinstance(found, str))
+        self._refresh()
+        return frozenset(Path(name).stem for name, (_, fault) in self._known.items() if not fault)
 
     def read(self) -> Reading:
         """All rows of the sound files, and what was left out.
@@ -99,17 +108,14 @@ class Store:
         Raises:
             UserError: a file may not be read.
         """
-        tables: list[pa.Table] = []
+        self._refresh()
         faults: defaultdict[str, list[str]] = defaultdict(list)
-        for path, found in self._files():
-            if isinstance(found, str):
-                faults[found].append(path.name)
-            else:
-                tables.append(found.replace_schema_metadata())
-        whole = (
-            pa.concat_tables(tables, promote_options="permissive") if tables else self.schema.empty_table()
-        )
-        return Reading(whole.to_pandas(), tuple(_left_out(names, fault) for fault, names in faults.items()))
+        for name in sorted(self._known):
+            faults[self._known[name][1]].append(name)
+        frame = self._whole().to_pandas()
+        if not frame["key"].is_monotonic_increasing:
+            frame = frame.sort_values("key", kind="stable", ignore_index=True)
+        return Reading(frame, tuple(_left_out(names, fault) for fault, names in faults.items() if fault))
 
     def frame(self) -> pd.DataFrame:
         """The rows of ``read``, with a warning for what was left out."""
@@ -126,17 +132,23 @@ class Store:
         interrupted process left half written. To be called with the lock held.
         """
         moved = []
+        self._known.clear()
+        self._tables.clear()
         with self._disk():
             for left in self.out.glob(".*.partial"):
                 left.unlink(missing_ok=True)
             for path in sorted(self.rows.iterdir()) if self.rows.is_dir() else ():
+                state = _state(path)
                 raw = self._examined(path)
                 found = self._fitted(raw)
                 if isinstance(raw, str) or isinstance(found, str):
                     moved.append(self._move(path))
                     warnings.warn(f"{path} is {found}: moved to {moved[-1]}", stacklevel=2)
-                elif not covers(raw, self.schema):
+                    continue
+                if not covers(raw, self.schema):
                     self._replace(path, seal(widened(raw, found), sealed_run(raw)))
+                    state = _state(path)
+                self._learn(path.name, state, found)
         return moved
 
     def write_text(self, name: str, text: str) -> Path:
@@ -186,16 +198,43 @@ class Store:
                 raise
         return target
 
-    def _files(self) -> Iterator[tuple[Path, pa.Table | str]]:
-        """Each file of rows with its table in the columns of the study, or with what is wrong with it."""
+    def _refresh(self) -> None:
+        """Read the files that are new or have changed; every other one is known."""
+        there: dict[str, State] = {}
         for path in sorted(self.rows.glob("*.parquet")):
             with suppress(OSError):
-                stat = path.stat()
-                state = (stat.st_mtime_ns, stat.st_size)
-                known = self._sound.get(path.name)
-                if known is None or known[0] != state:
-                    known = self._sound[path.name] = (state, self._fitted(self._examined(path)))
-                yield path, known[1]
+                there[path.name] = _state(path)
+        if gone := {name for name, (state, _) in self._known.items() if there.get(name) != state}:
+            self._forget(gone)
+        for name, state in there.items():
+            if name not in self._known:
+                self._learn(name, state, self._fitted(self._examined(self.rows / name)))
+
+    def _learn(self, name: str, state: State, found: pa.Table | str) -> None:
+        """Keep what a file holds. A table by itself takes many times the memory of its rows."""
+        if isinstance(found, str):
+            self._known[name] = (state, found)
+            return
+        self._known[name] = (state, "")
+        self._tables.append(found.replace_schema_metadata())
+        if len(self._tables) > TOGETHER:
+            self._tables = [self._whole().combine_chunks()]
+
+    def _forget(self, names: set[str]) -> None:
+        """Drop files and their rows."""
+        for name in names:
+            del self._known[name]
+        keys = {Path(name).stem for name in names}
+        whole = self._whole()
+        self._tables = [
+            whole.filter(pa.array([key not in keys for key in whole.column("key").to_pylist()], pa.bool_()))
+        ]
+
+    def _whole(self) -> pa.Table:
+        """All rows that were read, in the order in which they were."""
+        if not self._tables:
+            return self.schema.empty_table()
+        return pa.concat_tables(self._tables, promote_options="permissive")
 
     def _examined(self, path: Path) -> pa.Table | str:
         """The table in a file, or in words what is wrong with it."""
@@ -222,7 +261,6 @@ class Store:
         )
         target = next(self.aside / name for name in names if not (self.aside / name).exists())
         os.replace(path, target)
-        self._sound.pop(path.name, None)
         return target
 
     @contextmanager
@@ -245,6 +283,11 @@ class Store:
             raise UserError(
                 f"`out` is {str(self.out)!r}: cannot write there ({reason}); {safe}; {way}"
             ) from error
+
+
+def _state(path: Path) -> State:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _left_out(names: Sequence[str], fault: str) -> str:

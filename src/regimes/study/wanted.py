@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
+from typing import Any, final
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from regimes.study.run import Run
 from regimes.study.study import Settings, Study
 from regimes.study.sweep import Listed, one_study
 
-__all__ = ["declared", "wanted_runs", "weighed"]
+__all__ = ["Watched", "declared", "wanted_runs", "was_seen", "weighed"]
 
 
 def declared(study: Study, scale: str, settings: Settings) -> Listed:
@@ -62,3 +63,22 @@ def weighed(runs: Iterable[Run]) -> list[Run]:
         with blame(f"`cap` of {name}"):
             operator.index(run.cap)
     return found
+
+
+@final
+class Watched(pd.DataFrame):
+    """Rows that note whether they are looked at: a sweep that does not wants the same runs whatever they hold."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        super().__init__(rows)
+        object.__setattr__(self, "_seen", False)
+
+    def __getattribute__(self, name: str) -> Any:
+        # len, subscripts and functions of pandas come here too, for what they need of the frame
+        object.__setattr__(self, "_seen", True)
+        return super().__getattribute__(name)
+
+
+def was_seen(rows: Watched) -> bool:
+    """Whether the rows were looked at."""
+    return object.__getattribute__(rows, "_seen")

@@ -17,7 +17,7 @@ from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
 from regimes.train.engine import Engine, Front, prepare
 
-__all__ = ["Descent", "descent"]
+__all__ = ["Descent", "descent", "order"]
 
 Rate = Callable[[int], float]
 
@@ -102,9 +102,7 @@ class Descent(Engine[_Front, _Rule]):
         front = self._front
         offsets = None if self._offsets is None else self._offsets[front.members]
         outputs = self.program.outputs(front.w, front.members, self.inputs, offsets)
-        each = self.program.loss.per_sample(outputs, self.targets)
-        # row by row: a joint reduction splits over threads by the size of the whole
-        loss = torch.stack([row.mean() for row in each])
+        loss = self.program.losses(outputs, self.targets)
         done = self.program.loss.fits(outputs, self.targets).all(1)
         if not self.rule.margin:
             done = torch.full_like(done, front.step >= self.rule.steps)
@@ -121,7 +119,7 @@ class Descent(Engine[_Front, _Rule]):
         front, rule = self._front, self.rule
         whole = rule.batch == len(self.inputs)
         if not whole and front.step % rule.epoch == 0:
-            front = replace(front, order=_order(rule.seed, front.step // rule.epoch, len(self.inputs)))
+            front = replace(front, order=order(rule.seed, front.step // rule.epoch, len(self.inputs)))
         outputs, loss, g = self._gradient(front)
         v = front.v * rule.momentum + g if front.v.numel() else g
         lr = _finite_rate(rule.lr(front.step))
@@ -150,7 +148,7 @@ class Descent(Engine[_Front, _Rule]):
         return self.program.gradient(front.w, front.members, self.inputs[index], self.targets[index], offsets)
 
 
-def _order(seed: int, epoch: int, samples: int) -> Tensor:
+def order(seed: int, epoch: int, samples: int) -> Tensor:
     """A permutation of the samples, drawn anew from the pair (seed, epoch)."""
     mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
     return torch.randperm(samples, generator=torch.Generator().manual_seed(mixed))

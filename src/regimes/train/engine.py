@@ -225,11 +225,16 @@ def prepare(
     _check(inputs, targets)
     check_margin_targets(targets, loss)
     x, y = (
-        each.to(program.device, program.dtype) if each.is_floating_point() else each.to(program.device)
+        _begins_a_line(each.to(program.device, program.dtype if each.is_floating_point() else None))
         for each in (inputs, targets)
     )
     _try(program, x, y)
     return program, x, y
+
+
+def _begins_a_line(x: Tensor) -> Tensor:
+    """The numbers from the beginning of a cache line on: elsewhere some processors round their products otherwise."""
+    return x if x.data_ptr() % 64 == 0 else x.clone()
 
 
 def _check(x: Tensor, y: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from regimes.control.scale import LAZY, unscaled
 from regimes.control.width import rates, table
+from regimes.core.dense import dense_of
 from regimes.core.derivative import call
 from regimes.core.error import UserError
-from regimes.core.layer import is_stackable, stack_of
+from regimes.core.layer import aligned, is_stackable, stack_of
 from regimes.core.loss import Loss
 from regimes.core.tree import Layout
 
@@ -91,6 +93,7 @@ class Program:
             for network in self.networks
         )
         self._stack = stack_of(self.networks[0]) if stackable else None
+        self._dense = dense_of(self.networks[0]) if stackable else None
         self.rates = self._rates()
         self._units = 0
 
@@ -155,10 +158,14 @@ class Program:
             return [slice(i, i + 1) for i in range(count)]
         if self.device.type != "cpu":
             return [slice(0, count)]
-        if not self._units:
-            self._units = _widest(self.networks[0], x)
-        size = max(1, _ENTRIES // (self._units * x.shape[0]))
-        return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+        if self._dense is not None:
+            size = self._dense.block(min(x.shape[0], _SAMPLES), self.dtype)
+        else:
+            self._units = self._units or _widest(self.networks[0], x)
+            size = max(1, _ENTRIES // (self._units * x.shape[0]))
+        number = -(-count // size)  # of nearly equal pieces: a lone member costs as much as two
+        ends = [count * i // number for i in range(number + 1)]
+        return [slice(*pair) for pair in itertools.pairwise(ends)]
 
     def _forward(
         self,
@@ -169,8 +176,10 @@ class Program:
     ) -> Tensor:
         """f(w, x) of one piece, (m, n, c), for parameters (m, *shape) by name."""
         networks = networks or self.networks
-        if self._stack is not None:
-            out = call(self._stack, tree, x)
+        if self._dense is not None and not torch.is_grad_enabled():
+            out = self._dense.forward(tree, aligned(x))[:, : len(x)].clone()
+        elif self._stack is not None:
+            out = call(self._stack, tree, aligned(x))[:, : len(x)]
         else:
             each = [
                 call(networks[k], {name: value[i] for name, value in tree.items()}, x)
@@ -196,6 +205,10 @@ class Program:
         raw = self.raw(flat, members, x)
         return self.alpha[members][:, None, None] * (raw if offsets is None else raw - offsets)
 
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The mean of loss(F, y), (m,), row by row: a joint reduction splits over threads by the size of the whole."""
+        return torch.stack([row.mean() for row in self.loss.per_sample(outputs, y)])
+
     def gradient(
         self, flat: Tensor, members: Tensor, x: Tensor, y: Tensor, offsets: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,18 +216,41 @@ class Program:
         gradient = torch.empty_like(flat)
         gradient[:, self.layout.total :] = 0
         found = []
-        for piece in self.pieces(len(flat), x):
-            tree = {name: w.requires_grad_() for name, w in self._tree(flat[piece].detach()).items()}
-            alpha = self.alpha[members[piece]]
-            raw = self._forward(tree, members[piece], x)
-            scaled = alpha[:, None, None] * (raw if offsets is None else raw - offsets[piece])
-            loss = self.loss.per_sample(scaled, y).mean(-1)
-            grads = torch.autograd.grad((loss / alpha**2).sum(), list(tree.values()), materialize_grads=True)
-            for slot, grad in zip(self._tree(gradient[piece]).values(), grads, strict=True):
+        for s in self.pieces(len(flat), x):
+            start = None if offsets is None else offsets[s]
+            slots = self._tree(gradient[s])
+            found.append(self._gradient(self._tree(flat[s].detach()), members[s], x, y, start, slots))
+        outputs = torch.cat(found)
+        return outputs, self.losses(outputs, y), gradient
+
+    def _gradient(
+        self,
+        tree: dict[str, Tensor],
+        members: Tensor,
+        x: Tensor,
+        y: Tensor,
+        offsets: Tensor | None,
+        slots: Mapping[str, Tensor],
+    ) -> Tensor:
+        """F of one piece, (m, n, c); the gradient of the mean loss over alpha^2 into ``slots``."""
+        alpha = self.alpha[members][:, None, None]
+        if self._dense is None:
+            tree = {name: w.requires_grad_() for name, w in tree.items()}
+            raw = self._forward(tree, members, x)
+            scaled = alpha * (raw if offsets is None else raw - offsets)
+            mean = self.loss.per_sample(scaled, y).mean(-1) / self.alpha[members] ** 2
+            grads = torch.autograd.grad(mean.sum(), list(tree.values()), materialize_grads=True)
+            for slot, grad in zip(slots.values(), grads, strict=True):
                 slot.copy_(grad)
-            found.append((scaled.detach(), loss.detach()))
-        outputs, losses = zip(*found, strict=True)
-        return torch.cat(outputs), torch.cat(losses), gradient
+            return scaled.detach()
+        with torch.no_grad():
+            padded = aligned(x)
+            raw = self._dense.forward(tree, padded)[:, : len(x)]
+            scaled = alpha * (raw if offsets is None else raw - offsets)
+            slope = self.loss.slope(scaled, y) / (len(x) * alpha)
+            slope = torch.nn.functional.pad(slope, (0, 0, 0, len(padded) - len(x)))
+            self._dense.backward(tree, slope, slots)
+            return scaled
 
 
 def _widest(network: nn.Module, x: Tensor) -> int:

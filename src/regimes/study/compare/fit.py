@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from regimes import train
+from regimes import control, train
 from regimes.core.batch import feed
+from regimes.core.error import UserError
 from regimes.core.loss import Loss
 from regimes.core.state import State
 from regimes.core.tree import trainable
+from regimes.study.compare.loop import MakeOptimizer, make_optimizer, optimised
 from regimes.study.compare.task import Fit, Part, Task, answers, losses, pieces
 
-__all__ = ["Protocol", "Rate", "Tick", "flow_time", "started", "stepped"]
+__all__ = ["Protocol", "Rate", "Tick", "constant", "flow_time", "started", "stepped"]
 
 Rate = Callable[[int], float]
 Tick = Callable[[str, float], None]
@@ -32,6 +34,7 @@ class Protocol:
     Attributes:
         lr: the learning rate, or a function from step to it.
         momentum, batch_size, epochs, seed: as in ``train.descent``.
+        optimizer: what takes the steps in place of SGD, or None.
     """
 
     lr: float | Rate
@@ -39,15 +42,16 @@ class Protocol:
     batch_size: int | None
     epochs: int
     seed: int
+    optimizer: MakeOptimizer | None = None
 
-    def descent(self, network: nn.Module, task: Task) -> train.Descent:
+    def states(self, network: nn.Module, task: Task) -> Iterable[State]:
         """The training of a model, checked and not begun.
 
         Raises:
             UserError: if a setting is out of range.
         """
         n = len(task.train)
-        return train.descent(
+        descent = train.descent(
             _Objective(network, task.train, task.loss),
             torch.arange(n),
             torch.zeros(n),
@@ -58,10 +62,36 @@ class Protocol:
             epochs=self.epochs,
             seed=self.seed,
         )
+        if self.optimizer is None:
+            return descent
+        make_optimizer(self.optimizer, network)
+        if any(rate != 1 for rate in control.rates(network).values()):
+            raise UserError(
+                "`optimizer`: got one for a network whose law of width has rates of its own for some layers, which "
+                "are rates of SGD; leave `optimizer` out, or build the network under another law"
+            )
+        # Its steps are in place.
+        objective = _Objective(copy.deepcopy(network), task.train, task.loss)
+        return optimised(objective, n, self.optimizer, self.batch_size, self.epochs, self.seed)
 
     def steps(self, samples: int) -> int:
         """The steps of one epoch."""
         return -(-samples // min(self.batch_size or samples, samples))
+
+    def time(self, steps: int) -> float:
+        """The time t of gradient flow that goes as far, nan under an optimiser of another kind."""
+        return math.nan if self.optimizer else flow_time(self.lr, self.momentum, steps)
+
+    def first_rate(self, network: nn.Module) -> float:
+        """The learning rate of the first step; nan of an optimiser that has none."""
+        if self.optimizer is not None:
+            group = make_optimizer(self.optimizer, network).param_groups[0]
+            return float(group.get("lr", math.nan))
+        return float(self.lr(0) if callable(self.lr) else self.lr)
+
+    def draws(self, task: Task) -> bool:
+        """Whether the seed matters: the order of batches, or which samples are held back."""
+        return self.steps(len(task.train)) > 1 or task.valid is not None
 
 
 class _Objective(nn.Module):
@@ -111,6 +141,27 @@ def flow_time(lr: float | Rate, momentum: float, steps: int) -> float:
     return moved
 
 
+def constant(task: Task) -> Fit:
+    """The best answer that knows no inputs: the mean of the targets, or for cross-entropy the logarithm of the shares.
+
+    Of equally frequent classes it picks the first: shares are of counts to which 1 is added, and 1e-9 to the largest.
+    """
+    y, outputs = task.train.y.cpu(), task.outputs
+    if task.unit is not None:
+        best = y.double().reshape(len(y), -1).mean(0)
+    else:
+        index = (y < 0).long() if y.is_floating_point() else y
+        counts = torch.bincount(index, minlength=max(outputs, 2)).double() + 1
+        counts[counts.argmax()] += 1e-9
+        shares = counts / counts.sum()
+        best = shares if task.is_squared else shares.log()
+        best = best if outputs > 1 else (best[:1] - best[1:])
+    at_train, at_test = (best.expand(len(part), -1) for part in (task.train, task.test))
+    return Fit(
+        "constant", "finished", 0.0, 0.0, at_train.to(task.train.y.device), at_test.to(task.test.y.device)
+    )
+
+
 def started(task: Task) -> Fit:
     """The network as it came."""
     began = time.perf_counter()
@@ -119,31 +170,35 @@ def started(task: Task) -> Fit:
 
 
 def stepped(name: str, network: nn.Module, task: Task, protocol: Protocol, tick: Tick) -> Fit:
-    """A model trained by steps; with validation data, as it was after the epoch of the least loss on them."""
+    """A model trained by steps; with validation data, as it was after the epoch of the least loss on them.
+
+    A model has diverged where a number is not finite, or the loss on the training set ends above that at its start.
+    """
     began = time.perf_counter()
-    states = protocol.descent(network, task)
     epoch = protocol.steps(len(task.train))
     quarter = epoch * (3 * protocol.epochs // 4)
-    least, kept, before, late = math.inf, None, math.nan, math.nan
-    for state in states:
+    least, kept, first, before, late = math.inf, None, math.nan, math.nan, math.nan
+    for state in protocol.states(network, task):
         if state.status == "diverged":
             break
         last = state.status != "running"
         if state.step % epoch == 0 or last:
             tick(name, 0.0 if state.step == 0 else 1.0)
-            loss = 0.0 if task.valid is None else _mean(state, task, task.valid, "loss")
+            loss = 0.0 if task.valid is None else _mean(state, task, task.valid)[0]
             if loss < least or task.valid is None:
                 least, kept = loss, state
-        if state.step == quarter:
-            before = _mean(state, task, task.train, "error")
-        if last:
-            late = before - _mean(state, task, task.train, "error")
+        if state.step in (0, quarter) or last:
+            loss, error = _mean(state, task, task.train)
+            first = loss if state.step == 0 else first
+            before = error if state.step == quarter else before
+            late = before - error
+            if last and not loss <= first:
+                break
     else:
         if kept is not None:
-            t = flow_time(protocol.lr, protocol.momentum, kept.step)
             at_train, at_test = (_answers(kept, part) for part in (task.train, task.test))
-            if bool(at_test.isfinite().all()):
-                return Fit(name, "finished", time.perf_counter() - began, t, at_train, at_test, late)
+            took = time.perf_counter() - began
+            return Fit(name, "finished", took, protocol.time(kept.step), at_train, at_test, late).checked()
     return Fit(name, "diverged", time.perf_counter() - began)
 
 
@@ -154,6 +209,7 @@ def _answers(state: State, part: Part) -> Tensor:
     return answers(network, part.x, values)
 
 
-def _mean(state: State, task: Task, part: Part, what: Literal["loss", "error"]) -> float:
-    """The mean loss or error."""
-    return float(getattr(task.score(_answers(state, part), part.y), what).mean())
+def _mean(state: State, task: Task, part: Part) -> tuple[float, float]:
+    """The mean loss and error."""
+    scores = task.score(_answers(state, part), part.y)
+    return float(scores.loss.mean()), float(scores.error.mean())

@@ -21,7 +21,7 @@ from regimes import control, measure, train
 from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.derivative import jvp, vjp
 from regimes.core.error import UserError, nearest
-from regimes.core.loss import Squared
+from regimes.core.loss import Loss, Squared, squared
 from regimes.core.tree import trainable
 from regimes.study.compare.task import Fit, Part, Task, answers, attempt, pieces
 
@@ -38,6 +38,8 @@ _LOOK = 512
 # Lanczos: of functions exp(-K t), so many products times sqrt(lambda t) leave an error of 1e-9
 # (Hochbruck, Lubich 1997, theorem 2), and a few more for short times.
 _PRODUCTS, _FEW = 6, 30
+# Products with an operator for the end of the squared loss, and steps of the flow of another loss, at most.
+_END, _STEPS = 200, 10_000
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,12 @@ def _doubled(task: Task) -> Task:
 
 
 def solved(task: Task, solver: Solver, t: float) -> list[Fit]:
-    """The linear model, without steps: after the time t and at the end, or when validation data say so."""
+    """The linear model, without steps.
+
+    Under gradient flow of the loss after the time t ("same time", where there is one), or at the best time on
+    validation data; and kernel regression, t = inf of the squared loss: the end of the same flow ("to the end"), or
+    under another loss, which has no end, a model of its own ("squared loss").
+    """
     began = time.perf_counter()
     task = _doubled(task)
     at_train, at_test = (answers(task.network, part.x) for part in (task.train, task.test))
@@ -166,14 +173,14 @@ def solved(task: Task, solver: Solver, t: float) -> list[Fit]:
     else:
         kernel = _operator(task.network, x, memory)
         speed = largest(task.network, take(x, slice(0, _LOOK)), memory)
-        products = math.ceil(_FEW + _PRODUCTS * math.sqrt(speed * t))
+        products = math.ceil(_FEW + _PRODUCTS * math.sqrt(speed * t)) if math.isfinite(t) else _FEW
 
-    def path(ridge: float) -> train.KernelPath:
-        return train.kernel(
-            kernel, task.train.y, loss=task.loss, start=at_train, ridge=ridge, max_steps=products
-        )
+    def path(loss: Loss, ridge: float, least: int) -> train.KernelPath:
+        steps = max(products, least) if isinstance(loss, Squared) else _STEPS
+        return train.kernel(kernel, task.train.y, loss=loss, start=at_train, ridge=ridge, max_steps=steps)
 
-    flow = path(0.0)
+    flow = path(task.loss, 0.0, _FEW)
+    again = task.is_squared and solver.dense and not solver.ridge
     shared = time.perf_counter() - began
 
     def fit(name: str, state_of: Callable[[], train.KernelState]) -> list[Fit]:
@@ -181,16 +188,20 @@ def solved(task: Task, solver: Solver, t: float) -> list[Fit]:
         state = state_of()
         outputs = _predict(task, solver, state, at_test)
         seconds = shared + time.perf_counter() - began
+        lost = {"diverged": "diverged", "stopped": "not converged"}
+        if state.status in lost:
+            return [Fit(name, lost[state.status], seconds, state.time)]
         return [Fit(name, "finished", seconds, state.time, state.outputs, outputs)]
 
-    def end() -> train.KernelState:
-        return (path(solver.ridge) if solver.ridge else flow).at(math.inf)
-
-    wanted: dict[str, Callable[[], train.KernelState]] = {"kernel, same time": lambda: flow.at(t)}
+    wanted: dict[str, Callable[[], train.KernelState]] = {}
     if task.valid is not None:
-        wanted = {"kernel, best time": lambda: _best(task, solver, flow)}
-    elif isinstance(task.loss, Squared):
-        wanted["kernel, to the end"] = end
+        wanted["kernel, best time"] = lambda: _best(task, solver, flow)
+    else:
+        if math.isfinite(t):
+            wanted["kernel, same time"] = lambda: flow.at(t)
+        name = "kernel, to the end" if task.is_squared else "kernel, squared loss"
+        end = partial(path, squared, solver.ridge, _END)
+        wanted[name] = lambda: (flow if again else end()).at(math.inf)
     return [each for name, state in wanted.items() for each in attempt(name, partial(fit, name, state))]
 
 

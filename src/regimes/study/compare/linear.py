@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from regimes import control
-from regimes.core.batch import Inputs, check, count, feed, take, tensors, transform
+from regimes.core.batch import Inputs, feed, take
 from regimes.core.check import checked
-from regimes.core.derivative import Output, check_separable, exact, plain
+from regimes.core.derivative import Output, exact
 from regimes.core.error import UserError
-from regimes.core.loss import CrossEntropy, Loss, Squared, squared
-from regimes.core.tree import trainable
-from regimes.study.compare.fit import Protocol, Rate, Tick, flow_time, started, stepped
+from regimes.core.loss import CrossEntropy, Loss, Squared
+from regimes.study.compare.fit import Protocol, Rate, Tick, constant, started, stepped
 from regimes.study.compare.kernel import Form, Solver, choose_solver, largest, solved
-from regimes.study.compare.task import Columns, Fit, Part, Task, answers, attempt, check_targets, losses
+from regimes.study.compare.loop import MakeOptimizer
+from regimes.study.compare.prepare import Data, check_module, prepared
+from regimes.study.compare.score import Run
+from regimes.study.compare.task import Fit, Task, attempt, losses
 from regimes.study.compare.verdict import Comparison, Rule, judge
 from regimes.study.progress import Clock, progress_of
-from regimes.train.program import choose_dtype
 
 __all__ = ["would_linear_do"]
 
 # Batches that are looked at for the learning rate, and the samples of each at most.
 _BATCHES, _LOOK = 4, 512
 
+Source = nn.Module | Callable[[int], nn.Module]
+
 
 @checked
 def would_linear_do(
-    module: nn.Module,
+    module: Source,
     x: Inputs,
     y: Tensor,
     x_test: Inputs,
     y_test: Tensor,
     *,
-    loss: Loss = squared,
+    loss: Loss | None = None,
     lr: float | Rate | None = None,
     momentum: float = 0.0,
+    optimizer: MakeOptimizer | None = None,
     batch_size: int | None = 64,
     epochs: int = 100,
+    seeds: int = 5,
     seed: int = 0,
     validation: float = 0.0,
     ridge: float = 0.0,
@@ -55,39 +61,50 @@ def would_linear_do(
 ) -> Comparison:
     r"""Would a linear model do? Train a network and its linearisation, solve its kernel, compare on held-out data.
 
-    Three models start from the network as it is, f(w0, x), fresh or pretrained, and see the same samples:
+    The models start from the network as it is, f(w0, x), fresh or pretrained, and see the same samples:
 
-    - the *network*, trained by SGD: ``train.descent``;
+    - the *network*, trained by SGD (``train.descent``) or by an ``optimizer``;
     - the *linearisation* f(w0, x) + J(w0, x)(w - w0), trained by the same steps on the same batches;
-    - the *kernel*, which is the linearisation under gradient flow, solved without steps: after the same time
-      ("same time": the sum of the learning rates, with momentum mu 1/(1 - mu) of it), and at t = inf ("to the end":
-      kernel regression). The first shows what the steps add to the linearisation, the second what it could reach.
+    - the *kernel*: the linearisation under gradient flow of the same loss, solved without steps, after the same time
+      ("same time": the sum of the learning rates, with momentum mu 1/(1 - mu) of it; an ``optimizer`` has none), and
+      kernel regression, which is the flow of the squared loss at t = inf: "to the end", or where the loss is another
+      one, "squared loss". The first shows what the steps add to the linearisation, the second what it could reach.
 
-    With ``validation`` that share of the training samples is held back, and each model stops where its loss on them is
-    least: the first two after the best epoch, the kernel at the best time.
+    All of it is done for each of the ``seeds``: the order of the batches, which samples are held back for validation,
+    and, if ``module`` is a function from seed to module, the start. With ``validation`` that share of the training
+    samples is held back, and each model stops where its loss on them is least.
 
-    The *error* is the share of wrong answers for classes (int64, or floats that are all -1 or +1, decided by sign), and
-    for other floats the squared error in units of the variance of the training targets. A linear model would do
-    ("yes") if the interval of its error less that of the network lies below ``margin``, for one linear model at
-    least; it would not ("no") if for all of them the interval lies above; else the question is "open".
+    The *error* is the share of wrong answers for classes (int64, or floats that are all -1 or +1; see
+    :func:`regimes.core.decision.wrong`), and for other floats the squared error in units of the variance of the
+    training targets. A linear model would do ("yes") if the interval of its error less that of the network lies below
+    ``margin``, for one linear model at least; it would not ("no") if for all of them the interval lies above; else the
+    question is "open". It is open as well where there is no yardstick: a network or a linearisation has diverged, or
+    the network did not learn. It has learnt if the whole interval of what it gained lies above ``margin``, over its
+    start and over the best constant answer.
 
-    The intervals are those of held-out samples, drawn anew with the trained models as they are; differences are paired,
-    sample by sample, and those of the linear models hold together (Bonferroni). Wrong answers: Wilson, and Tango for
-    differences; means: Student t. They say nothing of other starts or other batches: for that, call it again.
+    The intervals hold for new seeds and new held-out samples together (``study.estimate.two_way``), given the training
+    samples; with one seed, or where nothing depends on the seed, for new held-out samples alone, which the printed
+    table says. Differences are paired, and those of the linear models hold together (Bonferroni).
 
     Args:
-        module: f; it is copied and used in the mode it is in. Only parameters that require grad are trained.
+        module: f, or a function from seed to f (``lambda seed: models.mlp(8, 64, 2, seed=seed)``). It is copied and
+            used in the mode it is in. Only parameters that require grad are trained.
         x: training inputs: a tensor, a tuple for ``module(*x)``, or a mapping for ``module(**x)``.
         y: targets, (n,): class indices, -1 and +1, or floats, these (n, c) where there are c outputs.
         x_test, y_test: held-out data.
-        loss: the same for all models. With ``cross_entropy`` the kernel takes adapted steps until the same time or
-            until all margins are met, and has no end.
+        loss: the same for all models. Left out, it is cross-entropy for classes (for -1 and +1 the logistic loss) and
+            the squared loss for numbers. The kernel under cross-entropy takes adapted steps until the same time, or
+            until all margins are met.
         lr: the learning rate, or a function from step to it. Left out, it is (1 - mu) / (s theta): theta the largest
-            eigenvalue of K / b on batches at the start, s = 1 for the squared loss, 1/2 for cross-entropy. That is
-            half of what the linearisation can bear.
-        momentum, batch_size, epochs, seed: of the steps, as in ``train.descent``; ``batch_size=None`` is all.
+            eigenvalue of K / b on batches at the start, s = 1 for the squared loss, 1/2 for cross-entropy (1/4 with two
+            classes -1 and +1). That is half of what the linearisation can bear.
+        momentum, batch_size, epochs: of the steps, as in ``train.descent``; ``batch_size=None`` is all.
+        optimizer: in place of ``lr`` and ``momentum``, from parameters to what moves them:
+            ``lambda p: torch.optim.AdamW(p, lr=1e-3)``. Each model gets one of its own.
+        seeds: how many, from ``seed`` on. The time grows with them; a kernel that no seed changes is solved once.
+        seed: the first.
         validation: share of the training samples that choose when to stop, below 1.
-        ridge: rho of the kernel at its end: (K + rho) c = y - f(w0).
+        ridge: rho of kernel regression: (K + rho) c = y - f(w0).
         reduce: "full", the linearised network; "trace" the mean over outputs, one kernel for all: c^2 times smaller,
             the same for one output, and in general another linear model.
         margin: the error that may be lost.
@@ -99,7 +116,8 @@ def would_linear_do(
 
     Returns:
         The comparison: ``print`` shows tables and a sentence; ``.answer``, ``.table``, ``.difference``. A model that
-        diverges, or a kernel that cannot be solved, is a row that says so.
+        diverges, or a kernel that cannot be solved, is a row that says so. Neither the module nor torch's generators
+        of random numbers are changed.
 
     Raises:
         UserError: before anything is trained, if data, module and loss do not fit, the module couples samples or is
@@ -114,36 +132,128 @@ def would_linear_do(
     'yes'
     """
     rule = _rule(margin, level)
-    _check_module(module, loss)
-    with exact(next(module.parameters(), torch.zeros(())).device), torch.enable_grad():
-        task = _task(module, x, y, x_test, y_test, loss, output, validation, seed)
-        n, c = len(task.train), answers(task.network, take(task.train.x, slice(0, 1))).shape[1]
-        solver = choose_solver(reduce, n, c, memory, ridge, task.valid is not None)
+    for name, value, least in (("epochs", epochs, 1), ("seeds", seeds, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"`{name}`: got {value!r}, expected a whole number of at least {least}")
+    if optimizer is not None and (lr is not None or momentum):
+        given = f"lr = {lr}" if lr is not None else f"momentum = {momentum}"
+        raise UserError(
+            f"`optimizer`: got one and {given}, expected one of the two; it has settings of its own"
+        )
+    data = Data(x, y, x_test, y_test, loss, output, validation)
+    protocol = Protocol(0.0 if lr is None else lr, momentum, batch_size, epochs, seed, optimizer)
+    call = _Call(module, data, protocol, lr is None and optimizer is None, reduce, memory, ridge)
+    with _generators(), torch.enable_grad():
+        return _judged(call, rule, seeds, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What was asked for.
+
+    Attributes:
+        source: the module, or what makes it.
+        data: the samples and the loss.
+        protocol: of the first seed.
+        unrated: whether the learning rate was left out.
+        reduce, memory, ridge: of the kernel.
+    """
+
+    source: Source
+    data: Data
+    protocol: Protocol
+    unrated: bool
+    reduce: Form
+    memory: int | None
+    ridge: float
+
+    def ready(self, seed: int) -> _Ready:
+        """All that is trained with a seed, checked."""
+        torch.manual_seed(seed)
+        source = self.source
+        module = source if isinstance(source, nn.Module) or not callable(source) else source(seed)
+        check_module(module)
+        with exact(next(module.parameters(), torch.zeros(())).device):
+            return self._of(module, seed)
+
+    def _of(self, module: nn.Module, seed: int) -> _Ready:
+        task = prepared(module, self.data, seed)
+        n = len(task.train)
+        solver = choose_solver(self.reduce, n, task.outputs, self.memory, self.ridge, task.valid is not None)
         linear = control.linearize(task.network)
-        protocol = _protocol(task, linear, lr, momentum, batch_size, epochs, seed, memory)
-        rate = protocol.lr(0) if callable(protocol.lr) else protocol.lr
-        return judge(task, _fits(task, linear, protocol, solver, progress), rule, float(rate))
+        protocol = replace(self.protocol, seed=seed)
+        _check_steps(task, linear, protocol, self.memory)
+        if self.unrated:
+            protocol = replace(protocol, lr=_safe_rate(task, protocol, self.memory))
+        return _Ready(task, linear, protocol, solver)
 
 
-def _fits(task: Task, linear: nn.Module, protocol: Protocol, solver: Solver, progress: bool) -> list[Fit]:
-    """All models, one after the other; one that fails does not stop the others."""
-    fits = [started(task)]
-    clock, done = Clock(), 0.0
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """The models of one seed, untrained."""
+
+    task: Task
+    linear: nn.Module
+    protocol: Protocol
+    solver: Solver
+
+
+def _judged(call: _Call, rule: Rule, seeds: int, progress: bool) -> Comparison:
+    """Train all models with all seeds, and judge them."""
+    fixed = isinstance(call.source, nn.Module)
+    first = call.ready(call.protocol.seed)
+    if fixed:
+        # The rate belongs to the module: with another draw of batches it would be another protocol.
+        call = replace(call, protocol=first.protocol, unrated=False)
+    varies = ("batches",) if first.protocol.draws(first.task) else ()
+    varies = varies if fixed else ("starts", *varies)
+    count = seeds if varies else 1
+    runs: list[Run] = []
+    clock, done, total = Clock(), 0.0, 2 * first.protocol.epochs * count
     with progress_of("would a linear model do", quiet=not progress) as bar:
 
         def tick(name: str, epochs: float) -> None:
             nonlocal done
             done += epochs
             clock.add(epochs)
-            bar.show(round(done), 2 * protocol.epochs, clock.left(2 * protocol.epochs - done), name)
+            bar.show(round(done), total, clock.left(total - done), name)
 
-        for name, network in (("network", task.network), ("linearisation", linear)):
-            fits += attempt(name, partial(_alone, name, network, task, protocol, tick))
+        for k in range(count):
+            ready = first if k == 0 else call.ready(first.protocol.seed + k)
+            again = fixed and ready.task.valid is None and runs
+            kernel = _free(runs[0]) if again else None
+            runs.append(Run(ready.task, tuple(_fits(ready, tick, kernel))))
+    rate = first.protocol.first_rate(first.task.network)
+    return judge(runs, rule, rate, varies)
+
+
+def _free(run: Run) -> list[Fit]:
+    """The kernel rows of a run, for another seed that has the same: they cost nothing more."""
+    return [replace(fit, seconds=0.0) for fit in run.fits if fit.name.startswith("kernel")]
+
+
+def _fits(ready: _Ready, tick: Tick, kernel: list[Fit] | None) -> Iterator[Fit]:
+    """All models, one after the other; one that fails does not stop the others."""
+    task, protocol = ready.task, ready.protocol
+    with exact(task.train.y.device):
+        yield constant(task)
+        yield from attempt("start", lambda: [started(task)])
+        for name, network in (("network", task.network), ("linearisation", ready.linear)):
+            yield from attempt(name, partial(_alone, name, network, task, protocol, tick))
         tick("kernel", 0.0)
-        steps = protocol.epochs * protocol.steps(len(task.train))
-        t = flow_time(protocol.lr, protocol.momentum, steps)
-        fits += attempt("kernel", lambda: solved(task, solver, t))
-    return fits
+        if kernel is not None:
+            yield from kernel
+            return
+        t = protocol.time(protocol.epochs * protocol.steps(len(task.train)))
+        yield from attempt("kernel", lambda: solved(task, ready.solver, t))
+
+
+@contextmanager
+def _generators() -> Iterator[None]:
+    """Afterwards torch's generators of random numbers are where they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        yield
 
 
 def _rule(margin: float, level: float) -> Rule:
@@ -162,145 +272,14 @@ def _alone(name: str, network: nn.Module, task: Task, protocol: Protocol, tick: 
     return [stepped(name, network, task, protocol, tick)]
 
 
-def _check_module(module: nn.Module, loss: Loss) -> None:
-    """Raise unless they are what they should be."""
-    if not isinstance(module, nn.Module):
-        raise UserError(f"`module`: got {type(module).__name__}, expected a torch.nn.Module")
-    if not isinstance(loss, Loss):
-        raise UserError(
-            f"`loss`: got {type(loss).__name__}, expected a value of regimes.core.loss: squared, cross_entropy"
-        )
-
-
-def _task(
-    module: nn.Module,
-    x: Inputs,
-    y: Tensor,
-    x_test: Inputs,
-    y_test: Tensor,
-    loss: Loss,
-    output: Output | None,
-    validation: float,
-    seed: int,
-) -> Task:
-    """Network and data, checked and on one device."""
-    dtype = choose_dtype([module], None, None)
-    network = Columns(copy.deepcopy(module).to(dtype), output)
-    check_separable(network)
-    like = next(iter([*trainable(network).values(), *network.parameters()]), torch.zeros(())).detach()
-    data = []
-    for name, inputs in (("x", x), ("x_test", x_test)):
-        check(inputs, name)
-        data.append(transform(inputs, lambda value: _moved(value, like)))
-        if count(inputs) < 2:
-            raise UserError(f"`{name}`: got 1 sample, expected at least 2; one sample has no spread")
-    _same_samples(x, x_test)
-    c = _outputs(network, data[0])
-    wanted = [
-        check_targets(each, name, count(inputs), c, loss, like)
-        for each, name, inputs in ((y, "y", data[0]), (y_test, "y_test", data[1]))
-    ]
-    unit = _unit(wanted[0], wanted[1], loss)
-    train, valid = _split(Part(data[0], wanted[0]), validation, seed)
-    return Task(network, train, Part(data[1], wanted[1]), valid, loss, unit)
-
-
-def _moved(value: Tensor, like: Tensor) -> Tensor:
-    """On the device of the parameters; floats in their precision."""
-    return plain(value).to(like) if value.is_floating_point() else plain(value).to(like.device)
-
-
-def _outputs(network: nn.Module, x: Inputs) -> int:
-    """c; said in words where the module does not take the inputs."""
-    try:
-        return answers(network, take(x, slice(0, 2))).shape[1]
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError) as error:
-        shapes = ", ".join(f"x{label} {tuple(value.shape)}" for label, value in tensors(x).items())
-        reason = str(error).splitlines()[0]
-        raise UserError(f"`x`: the module does not take two samples of {shapes}: {reason}") from error
-
-
-def _same_samples(x: Inputs, x_test: Inputs) -> None:
-    """Raise unless the held-out samples have the shapes of the others."""
-    one, other = (
-        {label: tuple(value.shape[1:]) for label, value in tensors(each).items()} for each in (x, x_test)
-    )
-    if one != other:
-        raise UserError(f"`x_test`: got samples of shapes {other}, expected {one}, as in `x`")
-
-
-def _unit(y: Tensor, y_test: Tensor, loss: Loss) -> float | None:
-    """The variance of the training targets, where they are numbers; None where they are classes."""
-    if bool((y == y[0]).all()):
-        raise UserError(
-            "`y`: all targets are the same, expected at least two values; there is nothing to learn"
-        )
-    classes = not y.is_floating_point() or bool(
-        (y.abs() == 1).all() and (y_test.abs() == 1).all() and y.dim() == 1
-    )
-    if classes:
-        if not bool(torch.isin(y_test, y).any()):
-            raise UserError(
-                f"`y_test`: has classes {_named(y_test)}, none of those in `y`, {_named(y)}; split the data at random"
-            )
-        return None
-    if not isinstance(loss, Squared):
-        raise UserError(
-            f"`loss`: got {type(loss).__name__} for targets from {float(y.min()):g} to {float(y.max()):g}, expected "
-            "Squared, or targets -1 and +1; 2 * y - 1 makes them of 0 and 1"
-        )
-    y = y.double().reshape(len(y), -1)
-    return float((y - y.mean(0)).square().sum(1).mean())
-
-
-def _named(y: Tensor) -> str:
-    """The first of the classes."""
-    found = [f"{value:g}" for value in y.unique().tolist()]
-    return ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
-
-
-def _split(part: Part, share: float, seed: int) -> tuple[Part, Part | None]:
-    """The samples to train on, and those that say when to stop."""
-    number = isinstance(share, int | float) and not isinstance(share, bool)
-    if not number or not 0 <= share < 1:
-        raise UserError(
-            f"`validation`: got {share!r}, expected a share of the training samples, from 0 to below 1"
-        )
-    if share == 0:
-        return part, None
-    held = round(share * len(part))
-    if held < 2 or len(part) - held < 2:
-        raise UserError(
-            f"`validation`: got {share:g}, which is {held} of {len(part)} training samples, expected at least 2 there "
-            "and 2 left"
-        )
-    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed)).to(part.y.device)
-    return part.take(order[held:]), part.take(order[:held])
-
-
-def _protocol(
-    task: Task,
-    linear: nn.Module,
-    lr: float | Rate | None,
-    momentum: float,
-    batch_size: int | None,
-    epochs: int,
-    seed: int,
-    memory: int | None,
-) -> Protocol:
-    """The settings of the steps, checked; and the operations of the network, on two samples."""
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise UserError(f"`epochs`: got {epochs!r}, expected a whole number of at least 1")
-    protocol = Protocol(0.0 if lr is None else lr, momentum, batch_size, epochs, seed)
+def _check_steps(task: Task, linear: nn.Module, protocol: Protocol, memory: int | None) -> None:
+    """Check the settings of the steps; and the operations of the network, on two samples."""
     for network in (task.network, linear):
-        protocol.descent(network, task)
+        protocol.states(network, task)
     two = task.train.take(torch.arange(2))
     losses(task.loss, feed(linear, two.x), two.y).sum().backward()
     linear.zero_grad()
     largest(task.network, two.x, memory)
-    return protocol if lr is not None else replace(protocol, lr=_safe_rate(task, protocol, memory))
 
 
 def _safe_rate(task: Task, protocol: Protocol, memory: int | None) -> float:

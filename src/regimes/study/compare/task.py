@@ -15,7 +15,7 @@ from regimes.core.batch import Inputs, count, feed, take
 from regimes.core.decision import wrong
 from regimes.core.derivative import Output, bind, columns
 from regimes.core.error import UserError
-from regimes.core.loss import CrossEntropy, Loss, Squared
+from regimes.core.loss import Loss, Squared
 
 __all__ = [
     "Columns",
@@ -25,7 +25,6 @@ __all__ = [
     "Task",
     "answers",
     "attempt",
-    "check_targets",
     "losses",
     "pieces",
 ]
@@ -82,6 +81,7 @@ class Task:
         valid: part of the training set that chooses when to stop, or None.
         loss: what is minimised.
         unit: the squared error that counts as 1, where the targets are numbers; None where they are classes.
+        outputs: c.
     """
 
     network: nn.Module
@@ -90,6 +90,12 @@ class Task:
     valid: Part | None
     loss: Loss
     unit: float | None
+    outputs: int
+
+    @property
+    def is_squared(self) -> bool:
+        """Whether the kernel has a closed form."""
+        return isinstance(self.loss, Squared)
 
     def score(self, outputs: Tensor, y: Tensor) -> Scores:
         """Loss and error of each sample, in float64."""
@@ -124,12 +130,19 @@ class Fit:
     test: Tensor | None = None
     late: float = math.nan
 
+    def checked(self) -> Fit:
+        """The same, or without outputs where one of them is not finite."""
+        both = (self.train, self.test)
+        if all(each is None or bool(each.isfinite().all()) for each in both):
+            return self
+        return Fit(self.name, "not finite", self.seconds)
+
 
 def attempt(name: str, models: Callable[[], list[Fit]]) -> list[Fit]:
     """The trained models, or a row that says why there are none: those that are trained already are kept."""
     began = time.perf_counter()
     try:
-        return models()
+        return [fit.checked() for fit in models()]
     except (UserError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
         status = "not converged" if "`max_steps`" in str(error) else f"failed: {error}"
         return [Fit(name, status, time.perf_counter() - began)]
@@ -152,35 +165,3 @@ def answers(network: nn.Module, x: Inputs, parameters: Mapping[str, Tensor] | No
     """F(w, x), (n, c), without a graph."""
     with torch.no_grad(), bind(network, parameters or {}):
         return torch.cat([feed(network, take(x, piece)) for piece in pieces(count(x))])
-
-
-def check_targets(y: Any, name: str, samples: int, outputs: int, loss: Loss, like: Tensor) -> Tensor:
-    """The targets on the device of the network: (n,) class indices, (n,) floats of its dtype, or (n, c) floats.
-
-    Raises:
-        UserError: if they are not what outputs and loss need.
-    """
-    wanted = (
-        f"({samples},) floats, or -1 and +1"
-        if outputs == 1
-        else f"({samples},) class indices (int64) below {outputs}, or ({samples}, {outputs}) floats"
-    )
-    if not isinstance(y, Tensor):
-        raise UserError(f"`{name}`: got {type(y).__name__}, expected a tensor of {wanted}")
-    came = f"`{name}`: got {y.dtype} {tuple(y.shape)}"
-    if y.is_floating_point():
-        if tuple(y.shape) not in ((samples, outputs), (samples,) * (outputs == 1)):
-            raise UserError(f"{came} for {samples} samples and {outputs} outputs, expected {wanted}")
-        if not bool(y.isfinite().all()):
-            raise UserError(f"`{name}`: holds nan or infinity, expected finite numbers; drop those samples")
-        return (y.reshape(samples) if outputs == 1 else y).to(like)
-    if y.dtype != torch.int64 or tuple(y.shape) != (samples,) or outputs == 1:
-        way = "; .long() makes class indices of other integers" if y.dim() == 1 and outputs > 1 else ""
-        raise UserError(f"{came} for {samples} samples and {outputs} outputs, expected {wanted}{way}")
-    if int(y.min()) < 0 or int(y.max()) >= outputs:
-        raise UserError(f"{came} from {int(y.min())} to {int(y.max())}, expected {wanted}")
-    if not isinstance(loss, Squared | CrossEntropy):
-        raise UserError(
-            f"`loss`: got {type(loss).__name__} for class indices, expected Squared or CrossEntropy"
-        )
-    return y.to(like.device)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 
-from regimes.study.compare.task import Fit, Scores, Task
-from regimes.study.estimate import Estimate, mean, paired_share, share
+from regimes.core.loss import LOSSES
+from regimes.study.compare.score import Model, Run, apart, models_of, needed, single
+from regimes.study.estimate import Estimate
 
 __all__ = ["Answer", "Comparison", "Rule", "judge"]
 
 Answer = Literal["yes", "no", "open"]
 
-NETWORK, START = "network", "start"
+NETWORK, LINEAR = "network", "linearisation"
+BASELINES = ("constant", "start")
 # The width of the sentence, about that of the table.
 _COLUMNS = 110
 
@@ -46,16 +48,19 @@ class Comparison:
     """Whether a linear model would do; from :func:`would_linear_do`. ``print`` shows it.
 
     Attributes:
-        table: one row per model: "start" (the network untrained), "network", "linearisation", and the kernel.
-            Columns: ``error`` and ``loss`` on the held-out data with ``_low`` and ``_high``, ``train_error``,
-            ``train_loss``, ``time`` (of gradient flow), ``seconds``, ``status``.
-        difference: one row per other model: its held-out error and loss less those of the network, sample by sample,
-            with ``_low`` and ``_high``; for linear models their ``answer``.
+        table: one row per model: "constant" (the best answer that knows no inputs), "start" (the network untrained),
+            "network", "linearisation", and the kernel. Columns: ``error`` and ``loss`` on the held-out data with
+            ``_low`` and ``_high``, ``train_error``, ``train_loss``, ``time`` (of gradient flow), ``seconds`` (of all
+            seeds), ``status``.
+        difference: one row per other model: its held-out error and loss less those of the network, paired, with
+            ``_low`` and ``_high``; for linear models their ``answer``.
         answer: "yes", "no" or "open".
         sentence: the answer in words.
         margin, level: of the rule.
         samples: held-out samples.
+        seeds: how many were trained.
         lr: the learning rate of the first step.
+        covers: what the intervals hold for, and how the kernel was solved, in words.
     """
 
     table: pd.DataFrame
@@ -65,7 +70,9 @@ class Comparison:
     margin: float
     level: float
     samples: int
+    seeds: int
     lr: float
+    covers: str
 
     def __str__(self) -> str:
         shown = pd.DataFrame(
@@ -86,78 +93,67 @@ class Comparison:
             }
         )
         lost.index = pd.Index([f"{name} - network" for name in self.difference.index])
-        said = textwrap.fill(self.sentence, _COLUMNS)
-        return f"{shown.to_string()}\n\n{lost.to_string()}\n\n{said}"
+        covers, said = (textwrap.fill(text, _COLUMNS) for text in (self.covers, self.sentence))
+        return f"{shown.to_string()}\n\n{lost.to_string()}\n\n{covers}\n\n{said}"
 
 
-def judge(task: Task, fits: Sequence[Fit], rule: Rule, lr: float) -> Comparison:
-    """Score the models on the held-out samples, and decide."""
-    scores = {fit.name: task.score(fit.test, task.test.y) for fit in fits if fit.test is not None}
-    table = pd.DataFrame([_row(task, fit, scores.get(fit.name), rule.level) for fit in fits])
-    linear = [fit.name for fit in fits if fit.name not in (NETWORK, START)]
-    seen = [name for name in linear if name in scores] if NETWORK in scores else []
+def judge(runs: Sequence[Run], rule: Rule, lr: float, varies: Sequence[str]) -> Comparison:
+    """Score the models on the held-out samples, and decide; ``varies`` is what differs between seeds."""
+    models = models_of(runs)
+    network = models[NETWORK]
+    linear = [name for name in models if name not in (NETWORK, *BASELINES)]
     # All intervals of linear models hold together at this level (Bonferroni), so the best may be picked.
-    joint = 1 - (1 - rule.level) / max(len(seen), 1)
-    errors: dict[str, Estimate] = {}
+    joint = 1 - (1 - rule.level) / max(len(linear), 1)
+    errors: dict[str, Estimate | None] = {}
     rows = []
-    for fit in fits:
-        if fit.name == NETWORK:
+    for name, model in models.items():
+        if name == NETWORK:
             continue
-        row: dict[str, object] = {
-            "model": fit.name,
-            **_ends("error", None),
-            **_ends("loss", None),
-            "answer": "",
-        }
-        if NETWORK in scores and fit.name in scores:
-            level = joint if fit.name in seen else rule.level
-            errors[fit.name], loss = _differences(task, scores[fit.name], scores[NETWORK], level)
-            row |= _ends("error", errors[fit.name]) | _ends("loss", loss)
-            row["answer"] = rule.answer(errors[fit.name]) if fit.name in seen else ""
-        rows.append(row)
-    answer, sentence = _decide(rule, {name: errors[name] for name in seen}, fits)
-    if NETWORK in scores:
-        late = next(fit.late for fit in fits if fit.name == NETWORK)
-        sentence += _warned(rule, errors[START], late)
+        level = joint if name in linear else rule.level
+        errors[name] = apart(model, network, "error", level)
+        loss = apart(model, network, "loss", level)
+        rows.append({"model": name, **_ends("error", errors[name]), **_ends("loss", loss)})
+    stop = _no_yardstick(rule, models, errors)
+    answers: dict[str, Answer] = {
+        name: "open" if stop or found is None else rule.answer(found)
+        for name, found in errors.items()
+        if name in linear
+    }
+    answer, sentence = ("open", stop) if stop else _decide(rule, models, errors, answers, joint)
+    if network.late > rule.margin:
+        sentence += (
+            f" Mind that the network was still learning: its training error fell by {_number(network.late)} in the "
+            "last quarter of the epochs; train longer."
+        )
+    table = pd.DataFrame([_row(model, rule.level) for model in models.values()])
+    difference = pd.DataFrame(rows).assign(answer=[answers.get(str(row["model"]), "") for row in rows])
+    samples = len(runs[0].task.test)
     return Comparison(
         table.set_index("model"),
-        pd.DataFrame(rows).set_index("model"),
+        difference.set_index("model"),
         answer,
         sentence,
         rule.margin,
         rule.level,
-        len(task.test),
+        samples,
+        len(runs),
         lr,
+        _covers(runs, models, varies, samples),
     )
 
 
-def _row(task: Task, fit: Fit, scores: Scores | None, level: float) -> dict[str, object]:
+def _row(model: Model, level: float) -> dict[str, object]:
     """One row of the table."""
-    row: dict[str, object] = {"model": fit.name}
-    if scores is None or fit.train is None:
-        row |= _ends("error", None) | _ends("loss", None) | {"train_error": math.nan, "train_loss": math.nan}
-    else:
-        row |= _ends("error", _single(task, scores, level))
-        row |= _ends("loss", mean(scores.loss.tolist(), level=level))
-        own = task.score(fit.train, task.train.y)
-        row |= {"train_error": float(own.error.mean()), "train_loss": float(own.loss.mean())}
-    return row | {"time": fit.time, "seconds": fit.seconds, "status": fit.status}
-
-
-def _single(task: Task, scores: Scores, level: float) -> Estimate:
-    """The mean error: a share of wrong answers, or a mean of squares."""
-    if task.unit is None:
-        return share(int(scores.error.sum()), len(scores.error), level=level)
-    return mean(scores.error.tolist(), level=level)
-
-
-def _differences(task: Task, model: Scores, network: Scores, level: float) -> tuple[Estimate, Estimate]:
-    """Error and loss of a model less those of the network, sample by sample."""
-    apart = model.error - network.error
-    loss = mean((model.loss - network.loss).tolist(), level=level)
-    if task.unit is not None:
-        return mean(apart.tolist(), level=level), loss
-    return paired_share(int((apart > 0).sum()), int((apart < 0).sum()), len(apart), level=level), loss
+    return {
+        "model": model.name,
+        **_ends("error", single(model, "error", level)),
+        **_ends("loss", single(model, "loss", level)),
+        "train_error": model.train_error,
+        "train_loss": model.train_loss,
+        "time": model.time,
+        "seconds": model.seconds,
+        "status": model.status,
+    }
 
 
 def _ends(name: str, found: Estimate | None) -> dict[str, object]:
@@ -165,57 +161,86 @@ def _ends(name: str, found: Estimate | None) -> dict[str, object]:
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def _decide(rule: Rule, linear: dict[str, Estimate], fits: Sequence[Fit]) -> tuple[Answer, str]:
+def _no_yardstick(rule: Rule, models: Mapping[str, Model], errors: Mapping[str, Estimate | None]) -> str:
+    """Why nothing can be said: no network or linearisation to compare, or a network that did not learn; else ""."""
+    for name in (NETWORK, LINEAR):
+        if models[name].error is None:
+            return (
+                f"Cannot tell: the {name} has no result ({models[name].status}). Give a smaller `lr`, or an "
+                "`optimizer` of smaller steps."
+            )
+    for name in BASELINES:
+        gain = errors[name]
+        if gain is None or not gain.low > rule.margin:
+            said = (
+                "nothing to compare"
+                if gain is None
+                else (
+                    f"{name} - network is {_number(gain.value)} ({100 * rule.level:g} %: {_number(gain.low)} to "
+                    f"{_number(gain.high)}), not clearly above the margin of {rule.margin:g}"
+                )
+            )
+            what = "its start" if name == "start" else "a constant answer"
+            return (
+                f"Cannot tell: the network did not learn. Against {what} it gained too little: {said}. Train it "
+                "longer, at another learning rate, or with more data."
+            )
+    return ""
+
+
+def _decide(
+    rule: Rule,
+    models: Mapping[str, Model],
+    errors: Mapping[str, Estimate | None],
+    answers: Mapping[str, Answer],
+    joint: float,
+) -> tuple[Answer, str]:
     """The answer of all linear models together, in words."""
-    left = [f"{fit.name} ({fit.status})" for fit in fits if fit.status != "finished"]
+    known = {name: found for name in answers if (found := errors[name]) is not None}
+    left = [f"{name} ({models[name].status})" for name in answers if name not in known]
     aside = f" Without a result: {', '.join(left)}." if left else ""
-    if not linear:
-        return "open", f"Cannot tell: there is nothing to compare.{aside} Give a smaller `lr`."
-    best = min(linear, key=lambda name: linear[name].high)
-    answers = {name: rule.answer(each) for name, each in linear.items()}
-    here = linear[best]
-    side = "more" if here.value >= 0 else "less"
-    said = (
-        f"{best} errs by {_number(abs(here.value))} {side} than the network (model - network, "
-        f"{100 * rule.level:g} %: {_number(here.low)} to {_number(here.high)})"
-    )
-    if answers[best] == "yes":
-        return "yes", f"A linear model would do: {said}; all below the margin of {rule.margin:g}.{aside}"
-    if all(each == "no" for each in answers.values()):
+    level = f"{100 * rule.level:g} %"
+
+    def said(name: str, here: Estimate) -> str:
         return (
-            "no",
-            f"A linear model would not do: at best, {said}; all above the margin of {rule.margin:g}.{aside}",
+            f"{name} errs by {_number(abs(here.value))} {'more' if here.value >= 0 else 'less'} than the network "
+            f"(model - network, {level}: {_number(here.low)} to {_number(here.high)})"
         )
-    return (
-        "open",
-        f"Cannot tell: {said}, and the margin of {rule.margin:g} lies within; {_more(rule, here)}.{aside}",
-    )
+
+    best = min(known, key=lambda name: known[name].high)
+    if answers[best] == "yes":
+        does = f"A linear model would do: {said(best, known[best])}; all below the margin of {rule.margin:g}."
+        return "yes", does + aside
+    unsure = [name for name in known if answers[name] == "open"]
+    if not unsure:
+        over = f"at best, {said(best, known[best])}; all above the margin of {rule.margin:g}."
+        if left:
+            return "open", f"Cannot tell: {over} But a linear model is missing.{aside}"
+        return "no", f"A linear model would not do: {over}"
+    near = min(unsure, key=lambda name: known[name].high)
+    more = needed(models[near], models[NETWORK], known[near], rule.margin, joint)
+    within = f"Cannot tell: {said(near, known[near])}, and the margin of {rule.margin:g} lies within; {more}."
+    return "open", within + aside
 
 
-def _more(rule: Rule, here: Estimate) -> str:
-    """How many samples would decide, if the difference stays what it is: the width falls like n^-1/2."""
-    apart = abs(rule.margin - here.value)
-    half = (here.high - here.low) / 2
-    factor = (half / apart) ** 2 if apart > 0 else math.inf
-    if not factor < 1e3:
-        return "give more held-out samples, or another margin"
-    return f"give more held-out samples: about {math.ceil(factor * here.n / 100) * 100}, now {here.n}"
-
-
-def _warned(rule: Rule, start: Estimate, late: float) -> str:
-    """What to say where the network is no good yardstick: it gained little, or was still learning."""
-    said = ""
-    if rule.answer(start) != "no":
-        said += (
-            f" Mind that training gained the network little: start - network is {_number(start.value)} "
-            f"({100 * rule.level:g} %: {_number(start.low)} to {_number(start.high)})."
-        )
-    if late > rule.margin:
-        said += (
-            f" Mind that the network was still learning: its training error fell by {_number(late)} in the last "
-            "quarter of the epochs; train longer."
-        )
-    return said
+def _covers(runs: Sequence[Run], models: Mapping[str, Model], varies: Sequence[str], samples: int) -> str:
+    """What the intervals hold for, what it cost, and what the rows of the kernel are."""
+    seconds = sum(model.seconds for model in models.values())
+    if len(runs) > 1:
+        said = f"Intervals are for new held-out samples ({samples}) and new seeds ({len(runs)}: {', '.join(varies)})"
+    else:
+        why = "one seed" if varies else "nothing depends on the seed"
+        said = f"Intervals are for new held-out samples ({samples}) alone: {why}"
+    kind = type(runs[0].task.loss)
+    loss = next((name for name, known in LOSSES.items() if type(known) is kind), kind.__name__)
+    rows = {
+        "kernel, same time": f"gradient flow of the {loss} loss for the time of the steps",
+        "kernel, best time": f"gradient flow of the {loss} loss",
+        "kernel, to the end": "kernel regression",
+        "kernel, squared loss": f"kernel regression, which minimises the squared loss, not {loss}",
+    }
+    notes = "; ".join(f'"{name}" is {what}' for name, what in rows.items() if name in models)
+    return f"{said}. {seconds:.1f} s in all." + (f" Here {notes}." if notes else "")
 
 
 def _ranges(frame: pd.DataFrame, name: str) -> list[str]:

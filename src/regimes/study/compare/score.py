@@ -1,0 +1,135 @@
+"""What came out of all seeds, model by model: scores on the held-out samples, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from regimes.study.compare.task import Fit, Task
+from regimes.study.estimate import Estimate, mean, paired_share, share, two_way, two_way_variances
+
+__all__ = ["Model", "Run", "apart", "models_of", "needed", "single"]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All models of one seed."""
+
+    task: Task
+    fits: tuple[Fit, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One model over all seeds.
+
+    Attributes:
+        name: of the model.
+        status: "finished", or of the seeds that gave no outputs.
+        seconds: of all seeds together.
+        time: t of the gradient flow that goes as far, the mean.
+        late: by how much the training error fell in the last quarter of the epochs, the mean.
+        error, loss: on the held-out samples, (seeds, n); None unless every seed finished.
+        train_error, train_loss: the means.
+        counts: whether errors are right or wrong, or numbers.
+    """
+
+    name: str
+    status: str
+    seconds: float
+    time: float
+    late: float
+    error: np.ndarray | None
+    loss: np.ndarray | None
+    train_error: float
+    train_loss: float
+    counts: bool
+
+
+def models_of(runs: Sequence[Run]) -> dict[str, Model]:
+    """The models by name, in the order of the first seed."""
+    names = list(dict.fromkeys(fit.name for run in runs for fit in run.fits))
+    return {name: _model(name, runs) for name in names}
+
+
+def _model(name: str, runs: Sequence[Run]) -> Model:
+    """One model; a seed in which it is missing leaves it without scores."""
+    found = [(run.task, fit) for run in runs for fit in run.fits if fit.name == name]
+    failed = [fit.status for _, fit in found if fit.status != "finished"]
+    status = "finished" if len(found) == len(runs) and not failed else failed[0] if failed else "missing"
+    if failed and len(runs) > 1:
+        status += f" in {len(failed)} of {len(runs)} seeds"
+    known = [
+        (task, fit.train, fit.test) for task, fit in found if fit.train is not None and fit.test is not None
+    ]
+    held = [task.score(test, task.test.y) for task, _, test in known]
+    own = [task.score(outputs, task.train.y) for task, outputs, _ in known]
+    done = status == "finished"
+    return Model(
+        name,
+        status,
+        sum(fit.seconds for _, fit in found),
+        _average([fit.time for _, fit in found]),
+        _average([fit.late for _, fit in found]),
+        np.stack([each.error.cpu().numpy() for each in held]) if done else None,
+        np.stack([each.loss.cpu().numpy() for each in held]) if done else None,
+        _average([float(each.error.mean()) for each in own] if done else []),
+        _average([float(each.loss.mean()) for each in own] if done else []),
+        runs[0].task.unit is None,
+    )
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def single(model: Model, quantity: str, level: float) -> Estimate | None:
+    """The mean error or loss of a model, None without scores."""
+    values = model.error if quantity == "error" else model.loss
+    if values is None:
+        return None
+    counts = quantity == "error" and model.counts
+    if len(values) > 1:
+        return two_way(values, (0.0, 1.0) if counts else None, level=level)
+    if counts:
+        return share(int(values.sum()), values.shape[1], level=level)
+    return mean(values[0], level=level)
+
+
+def apart(model: Model, network: Model, quantity: str, level: float) -> Estimate | None:
+    """Error or loss of a model less those of the network, seed by seed and sample by sample."""
+    values, counts = _differences(model, network, quantity)
+    if values is None:
+        return None
+    if len(values) > 1:
+        return two_way(values, (-1.0, 1.0) if counts else None, level=level)
+    if counts:
+        return paired_share(int((values > 0).sum()), int((values < 0).sum()), values.shape[1], level=level)
+    return mean(values[0], level=level)
+
+
+def _differences(model: Model, network: Model, quantity: str) -> tuple[np.ndarray | None, bool]:
+    """The differences (seeds, n), and whether they are of right and wrong."""
+    one, other = (each.error if quantity == "error" else each.loss for each in (model, network))
+    if one is None or other is None:
+        return None, False
+    return one - other, quantity == "error" and model.counts
+
+
+def needed(model: Model, network: Model, here: Estimate, margin: float, level: float) -> str:
+    """What would decide, if the difference stays what it is: the wider part of the interval falls like n^-1/2."""
+    distance, half = abs(margin - here.value), (here.high - here.low) / 2
+    factor = (half / distance) ** 2 if distance > 0 else math.inf
+    values, counts = _differences(model, network, "error")
+    seeds = 1 if values is None else len(values)
+    what, now, unit = "held-out samples", here.n, 100
+    if values is not None and seeds > 1:
+        _, by_seed, by_sample = two_way_variances(values, (-1.0, 1.0) if counts else None, level=level)
+        if by_seed > by_sample:
+            what, now, unit = "seeds", seeds, 1
+    if not factor < 1e3:
+        return f"give more {what}, or another margin"
+    return f"give more {what}: about {math.ceil(factor * now / unit) * unit}, now {now}"
