@@ -183,7 +183,7 @@ def probes(n: int, draws: int) -> list[Tensor]:
     ("step", "n", "draws"),
     [
         (0.5, 48, 150),
-        *(pytest.param(s, n, 1500, marks=pytest.mark.slow) for s in (0.05, 0.5) for n in (32, 64, 128)),
+        *(pytest.param(s, n, 400, marks=pytest.mark.slow) for s in (0.05, 0.5) for n in (32, 64, 128)),
     ],
 )
 def test_intervals_of_kernels_cover_the_truth(step: float, n: int, draws: int) -> None:
@@ -213,7 +213,7 @@ def test_the_bare_numbers_are_biased_by_their_diagonal() -> None:
 
 @pytest.mark.parametrize(
     ("n", "draws"),
-    [(48, 150), *(pytest.param(n, 1500, marks=pytest.mark.slow) for n in (32, 64, 128))],
+    [(48, 150), *(pytest.param(n, 400, marks=pytest.mark.slow) for n in (32, 64, 128))],
 )
 def test_intervals_of_gaps_cover_the_truth(n: int, draws: int) -> None:
     net, x, origin = network(0.5)
