@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from regimes.study.compare.prepare import Data, check_module, prepared
 from regimes.study.compare.score import Run
 from regimes.study.compare.task import Fit, Task, attempt, losses
 from regimes.study.compare.verdict import Comparison, Rule, judge
-from regimes.study.progress import Clock, progress_of
+from regimes.study.progress import progress_of
 
 __all__ = ["would_linear_do"]
 
@@ -209,14 +210,14 @@ def _judged(call: _Call, rule: Rule, seeds: int, progress: bool) -> Comparison:
     varies = varies if fixed else ("starts", *varies)
     count = seeds if varies else 1
     runs: list[Run] = []
-    clock, done, total = Clock(), 0.0, 2 * first.protocol.epochs * count
+    began, done, total = time.monotonic(), 0.0, 2 * first.protocol.epochs * count
     with progress_of("would a linear model do", quiet=not progress) as bar:
 
         def tick(name: str, epochs: float) -> None:
             nonlocal done
             done += epochs
-            clock.add(epochs)
-            bar.show(round(done), total, clock.left(total - done), name)
+            left = (time.monotonic() - began) * (total / done - 1) if done else None
+            bar.show(round(done), total, left, name)
 
         for k in range(count):
             ready = first if k == 0 else call.ready(first.protocol.seed + k)
