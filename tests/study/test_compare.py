@@ -292,10 +292,13 @@ def test_the_largest_eigenvalue_is_that_of_the_kernel() -> None:
 
 X, Y = draw(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "module": ({"module": torch.ones(2)}, "`module`: got Tensor, expected a torch.nn.Module"),
+    "module": (
+        {"module": torch.ones(2)},
+        "`module`: got a tensor .*, expected a torch.nn.Module, or a function",
+    ),
     "batch norm": ({"module": nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).double()}, "call .eval()"),
     "frozen": ({"module": network(3).requires_grad_(False)}, "nothing requires grad"),
-    "loss": ({"loss": nn.MSELoss()}, "`loss`: got MSELoss, expected a value of regimes.core.loss"),
+    "loss": ({"loss": nn.MSELoss()}, "`loss`: got MSELoss.*, expected a regimes.core.loss.Loss"),
     "hinge": ({"loss": hinge}, "`loss`: got Hinge for class indices"),
     "inputs": (
         {"x": draw(6, 5), "x_test": draw(6, 5)},
@@ -311,7 +314,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "int32": ({"y_test": Y.int()}, r"`y_test`: got torch.int32 .*; .long\(\) makes class indices"),
     "range": ({"y": Y + 1}, r"`y`: got torch.int64 \(6,\) from 1 to 3, expected \(6,\) class indices"),
     "floats": ({"y": Y.double()}, r"`y`: got torch.float64 \(6,\) for 6 samples and 3 outputs"),
-    "list": ({"y": [0, 1]}, "`y`: got list, expected a tensor"),
+    "list": ({"y": [0, 1]}, r"`y`: got \[0, 1\], expected a dense tensor"),
     "constant": ({"y": Y * 0}, "`y`: all targets are the same"),
     "classes": (
         {"y": Y.clamp(max=1), "y_test": Y * 0 + 2},
