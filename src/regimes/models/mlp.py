@@ -90,14 +90,15 @@ def mlp(
 def check_sizes(sizes: Mapping[str, int]) -> None:
     """Raise if one of the named sizes is not a whole number of at least 1."""
     for name, size in sizes.items():
-        if size < 1:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UserError(f"`{name}`: got {size!r}, expected a whole number of at least 1")
 
 
 def check_positive(numbers: Mapping[str, float]) -> None:
     """Raise if one of the named numbers is not positive and finite."""
     for name, number in numbers.items():
-        if not 0 < number < math.inf:
+        real = isinstance(number, int | float) and not isinstance(number, bool)
+        if not real or not 0 < number < math.inf:
             raise UserError(f"`{name}`: got {number!r}, expected a positive finite number")
 
 

@@ -21,7 +21,6 @@ __all__ = ["VERDICTS", "Claim", "Claims", "Estimate", "dumps", "judge", "verdict
 VERDICTS = ("reproduced", "not reproduced", "inconclusive")
 
 
-@checked
 @dataclass(frozen=True)
 class Claim:
     """What a paper says, and how this project would know.
@@ -156,7 +155,6 @@ def _estimate(claim: Claim, frame: pd.DataFrame) -> Estimate:
     return Estimate(float(found.value), float(found.low), float(found.high), int(found.n), str(found.method))
 
 
-@checked
 def verdicts(claims: Claims, frame: pd.DataFrame, heard: Heard = unheard) -> list[dict[str, Any]]:
     """:func:`judge` for each claim, in the same order; ``claims`` may be a function of the rows.
 

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.report.style import as_bytes
 from regimes.study.fault import Heard, StudyFault, blame, unheard
@@ -77,7 +76,6 @@ def draw_all(figures: Figures, frame: pd.DataFrame, heard: Heard = unheard) -> l
     return [draw(entry, frame, heard) for entry in wanted]
 
 
-@checked
 def draw(entry: Sequence[Any], frame: pd.DataFrame, heard: Heard = unheard) -> Shown:
     """One figure of a study, ``(name, title, function, caption)``.
 
