@@ -81,7 +81,7 @@ class Descent(Engine[_Front, _Rule]):
             )
         seen = torch.zeros(0, dtype=torch.int64)
         if step and rule.batch < len(self.inputs):
-            seen = _order(rule.seed, (step - 1) // rule.epoch, len(self.inputs))
+            seen = order(rule.seed, (step - 1) // rule.epoch, len(self.inputs))
         if not torch.equal(front["order"].cpu(), seen):
             raise UserError(
                 f"`seed`, `batch_size`: got {rule.seed} and {rule.batch}, expected those of the saved run, which saw "
