@@ -106,14 +106,15 @@ def test_python_blocks_run_as_printed(page: str, tmp_path: Path, monkeypatch: py
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in CODED if any("slow" in b.marks for b in CODED[page])])
 def test_slow_python_blocks_run_as_printed(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_data: Path
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("REGIMES_DATA", str(real_data))
+    if any("data" in block.marks for block in CODED[page]):
+        monkeypatch.setenv("REGIMES_DATA", str(request.getfixturevalue("real_data")))
+    names: dict[str, object] = {"__name__": "__main__"}
     for block in CODED[page]:
-        if "slow" in block.marks:
-            printed = run(block.code, page, block.line, {"__name__": "__main__"})
-            assert "prints" not in block.marks or agree(printed, block.text), printed
+        printed = run(block.code, page, block.line, names)
+        assert "prints" not in block.marks or agree(printed, block.text), printed
 
 
 def test_no_block_is_passed_over() -> None:
