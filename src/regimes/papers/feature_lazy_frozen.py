@@ -281,7 +281,7 @@ class Networks:
         width: h of fc.
         n: training points of the cnn.
         n_test: its test points.
-        channels: its h.
+        channels: its h; None leaves the cnn out.
         averaged: whether its images are averaged, to 14 x 14 (cifar-10: 16 x 16), and its kernels 3 x 3; digits are
             8 x 8 as they come.
         activation: of the cnn.
@@ -293,7 +293,7 @@ class Networks:
     width: int
     n: int
     n_test: int
-    channels: int
+    channels: int | None
     averaged: bool = True
     activation: str = "softplus"
     tolerance: float = 1e-3
@@ -311,22 +311,27 @@ class Networks:
         if not seeds:
             return combine()
         fc = {**(self.fc or panel), "model": "fc", "width": self.width}
-        name = fc["dataset"]
-        cnn = {
+        networks = [(fc, 2 * seeds)]
+        if self.channels is not None:
+            networks.append((self._cnn(fc["dataset"], self.channels), seeds))
+        common = {"tolerance": self.tolerance, "device": device}
+        return combine(
+            *(
+                grid(FrozenRun, alpha=x / math.sqrt(fields["width"]), seed=range(count), **fields, **common)
+                for fields, count in networks
+                for x in self.x
+            )
+        )
+
+    def _cnn(self, name: str, channels: int) -> dict[str, Any]:
+        """The fields of its runs that are not those of every run."""
+        return {
             "dataset": name,
             "model": "cnn",
             "size": _SIDES.get(name, 14) if self.averaged else None,
             "n": self.n,
             "n_test": self.n_test,
-            "width": self.channels,
+            "width": channels,
             "kernel": 3 if self.averaged else 5,
             "activation": self.activation,
         }
-        common = {"tolerance": self.tolerance, "device": device}
-        return combine(
-            *(
-                grid(FrozenRun, alpha=x / math.sqrt(fields["width"]), seed=range(count), **fields, **common)
-                for fields, count in ((fc, 2 * seeds), (cnn, seeds))
-                for x in self.x
-            )
-        )
