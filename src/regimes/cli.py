@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 import regimes
-from regimes.core.error import UserError
+from regimes.core.error import UserError, at_home
 from regimes.core.rounding import fix_rounding
 from regimes.papers.catalog import CATALOG, SCALES, find_study, stored_study
 
@@ -61,7 +61,12 @@ def folder(text: str) -> Path:
 
 def existing(text: str) -> Path:
     """The name of a directory that is there."""
-    if not (path := folder(text)).is_dir():
+    folder(text)
+    try:
+        path = at_home(text, "data")
+    except UserError as error:  # a ValueError, of which typer tells no words
+        raise typer.BadParameter(str(error)) from None
+    if not path.is_dir():
         raise typer.BadParameter(f"{text!r} is no directory")
     return path
 

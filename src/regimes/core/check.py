@@ -143,6 +143,8 @@ def _way_out(kind: Kind, value: Any) -> str:
     words = f" {kind.words}"
     if " tensor" in words and (type(value).__module__ == "numpy" or isinstance(value, list | tuple)):
         return "; torch.as_tensor makes one"
+    if " a path" in words and isinstance(value, str | os.PathLike) and os.fspath(value)[:1] in ("~", b"~"):
+        return "; no user of that name has a home here, and a directory of that name is written with ./ before it"
     if "nn.Module" in words and isinstance(value, type):
         return f"; call it first: {value.__name__}(...)"
     if "nn.Module" in words and isinstance(value, Mapping):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from regimes.core.error import UserError, nearest
+from regimes.core.error import UserError, at_home, nearest
 
 __all__ = ["DATASETS", "Description", "File", "Variant", "describe", "home"]
 
@@ -102,7 +102,7 @@ def home(directory: str | Path | None = None) -> Path:
     '/data'
     """
     chosen = directory or os.environ.get("REGIMES_DATA") or "~/.cache/regimes"
-    return Path(chosen).expanduser()
+    return at_home(chosen, "data" if directory else "REGIMES_DATA")
 
 
 DIGITS = tuple("0123456789")

@@ -70,7 +70,7 @@ class Store:
     """
 
     def __init__(self, out: str | Path, classes: Sequence[type[Run]] = ()) -> None:
-        self.out = Path(os.path.expanduser(out))  # which leaves the home of nobody as it is
+        self.out = Path(out)
         self.rows = self.out / "rows"
         self.aside = self.out / "aside"
         self.classes = {cls.__name__: cls for cls in classes}

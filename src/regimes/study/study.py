@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from regimes.core.check import checked
-from regimes.core.error import UserError, nearest
+from regimes.core.error import UserError, at_home, nearest
 from regimes.study.run import Run
 from regimes.study.schema import schema_of
 from regimes.study.sweep import Listed, Sweep, listed
@@ -214,7 +214,7 @@ def load_study_file(path: str | Path) -> Study:
     Raises:
         UserError: no such file, an error in it (with the line), or no ``STUDY``.
     """
-    file = Path(os.path.realpath(os.path.expanduser(path)))
+    file = Path(os.path.realpath(at_home(path, "study")))
     if not file.is_file():
         raise UserError(f"`study` is {str(path)!r}: no such file")
     study = getattr(import_file(file), "STUDY", None)
