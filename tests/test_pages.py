@@ -83,9 +83,16 @@ def agree(printed: str, shown: str) -> bool:
     if NUMBER.sub("0", printed).split() != NUMBER.sub("0", shown).split():
         return False
     pairs = zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True)
-    return all(
-        abs(Decimal(a) - Decimal(b)) <= Decimal((0, (1,), Decimal(b).as_tuple().exponent)) for a, b in pairs
-    )
+    return all(abs(Decimal(one) - Decimal(other)) <= unit(other) for one, other in pairs)
+
+
+def unit(number: str) -> Decimal:
+    """One in the last digit of a number.
+
+    >>> unit("3.8e-05"), unit("0.31")
+    (Decimal('0.000001'), Decimal('0.01'))
+    """
+    return Decimal(1).scaleb(int(Decimal(number).as_tuple().exponent))
 
 
 @pytest.mark.parametrize("page", CODED)

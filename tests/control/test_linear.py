@@ -309,9 +309,7 @@ def test_runs_where_forward_mode_is_off() -> None:
 
 
 def test_other_bad_modules() -> None:
-    with pytest.raises(
-        UserError, match=r"`module`: got builtin_function_or_method, expected a torch\.nn\.Module"
-    ):
+    with pytest.raises(UserError, match=r"`module`: got .*, expected a torch\.nn\.Module"):
         linearize(torch.relu)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="`output`: got 'logits', expected a function"):
         linearize(Pair(), output="logits")  # pyright: ignore[reportArgumentType]
