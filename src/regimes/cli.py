@@ -189,7 +189,9 @@ def claims(
     from regimes.study import Store
 
     held = stored_study(out, study)
-    reading = Store(out, held.runs).read()
+    store = Store(out, held.runs)
+    reading = store.read()
+    store.keep()
     for line in reading.left_out:
         typer.echo(told(f"warning: {line}"), err=True)
     found = with_ways(verdicts(held.claims, reading.frame), held, out)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from regimes.core.error import UserError
-from regimes.study import Store, Study, forecast_study, read_record
+from regimes.study import Store, Study, read_record
 from regimes.study.estimate import quantile
+from regimes.study.execute import forecast_in
 from regimes.study.growth import setting
 from regimes.study.progress import duration
 from regimes.study.run import canonical
@@ -109,6 +110,7 @@ class _Plan:
 
     def __init__(self, study: Study, out: Path, held: Mapping[str, Any]) -> None:
         self._study, self._out, self._scale = study, out, held["scale"]
+        self._store = Store(out, study.runs)
         known = study.settings(self._scale)
         told = [one.get("settings") for one in held["sessions"]]
         self._history = [one for one in told if isinstance(one, dict)] + [held["settings"] or {}]
@@ -157,7 +159,7 @@ class _Plan:
         chosen = {name: value for name, value in self._present.items() if name != unit}
         chosen |= {unit: count} if unit else {}
         try:
-            told = forecast_study(self._study, self._scale, self._out, settings=chosen, on=self._on)
+            told = forecast_in(self._store, self._study, self._scale, settings=chosen, on=self._on)
         except UserError:
             return "", ""
         left = told.wanted - told.finished

@@ -85,6 +85,8 @@ def build(
     if frame is None:
         reading = kept.read()
         frame, notes = reading.frame, list(reading.left_out)
+        if write is None:
+            kept.keep()
     faults: list[StudyFault] = []
     mistake: UserError | None = None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -27,7 +28,7 @@ from regimes.study.task import Task, divide, makespan
 from regimes.study.wanted import Watched, declared, wanted_runs, was_seen, weighed
 from regimes.study.worker import Broken, Done, Job, rare
 
-__all__ = ["Failure", "Forecast", "Interrupted", "Result", "forecast_study", "run_study"]
+__all__ = ["Failure", "Forecast", "Interrupted", "Result", "forecast_in", "forecast_study", "run_study"]
 
 FAILURES = "failures.txt"
 
@@ -165,6 +166,7 @@ def run_study(
             stack.enter_context(store.lock())
             record = Record(store, study, scale, chosen, order, on, data)
             store.tidy()
+            store.keep()
             show = stack.enter_context(progress_of(f"{study.name} ({scale})", quiet))
             backend: Backend = Here(job) if kind == "here" else Pool(job, workers)
             stack.enter_context(closing(backend))
@@ -177,6 +179,7 @@ def run_study(
                 record.save()
                 raise Interrupted(f"interrupted: {session.result().summary}; to continue: {order}") from None
             record.save()
+            store.keep()
             return session.conclude()
 
 
@@ -190,9 +193,15 @@ def forecast_study(
     on: str = "here",
 ) -> Forecast:
     """What ``run_study`` would do; runs and writes nothing (``--dry-run``). Arguments and errors as there."""
+    return forecast_in(Store(out, study.runs), study, scale, settings=settings, on=on)
+
+
+def forecast_in(
+    store: Store, study: Study, scale: str, *, settings: Mapping[str, Any] | None = None, on: str = "here"
+) -> Forecast:
+    """The same for a store of the study's classes, which reads its rows once for many forecasts."""
     _, workers = parse_on(on)
     chosen = study.settings(scale, settings)
-    store = Store(out, study.runs)
     check_record(store, study, scale, chosen)
     finished = store.finished()
     rows = Watched(store.frame())
@@ -236,6 +245,7 @@ class Session:
         self._carried_out = 0
         self._failures: dict[str, Failure] = {}
         self._text = ""
+        self._shown = -math.inf
 
     def pending(self, wanted: Sequence[Run]) -> tuple[Task, ...]:
         """The tasks of the next round; a run that failed in this session is not tried again."""
@@ -253,7 +263,7 @@ class Session:
         tick = rare(self._tick)
         while tasks:
             self._clock.begin(tasks)
-            self._update()
+            self._update(every=0.0)
             again: list[Task] = []
             for event in self._backend.execute(tasks, tick):
                 if isinstance(event, Done):
@@ -261,12 +271,13 @@ class Session:
                 else:
                     again += self._broken(event)
             tasks = again
+        self._update(every=0.0)
 
     def result(self) -> Result:
         """What the session has done so far, by the files that are there."""
         return Result(
             wanted=len(self._wanted),
-            finished=sum(run in self._store for run in self._wanted.values()),
+            finished=len(self._wanted.keys() & self._store.stored()),
             carried_out=self._carried_out,
             failures=tuple(self._failures[key] for key in self._wanted if key in self._failures),
             seconds=time.monotonic() - self._began,
@@ -314,7 +325,11 @@ class Session:
         self._text = text
         self._update()
 
-    def _update(self) -> None:
+    def _update(self, every: float = 0.1) -> None:
+        """Show how far it is; what is left takes a look at every task that waits."""
+        if (now := time.monotonic()) - self._shown < every:
+            return
+        self._shown = now
         self._show.show(len(self._finished), len(self._wanted), self._clock.left(), self._text)
 
 

@@ -55,6 +55,8 @@ class Run(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
+    __slots__ = ("_key",)
+
     version: ClassVar[int] = 1
     columns: ClassVar[Mapping[str, Any]] = {}
 
@@ -101,7 +103,12 @@ class Run(BaseModel):
     @property
     def key(self) -> str:
         """The first 20 hexadecimal digits of the SHA-256 of ``canonical``."""
-        return key_of(self.canonical)
+        # kept in a slot, of which no copy with other fields takes a value along
+        try:
+            return self._key
+        except AttributeError:
+            object.__setattr__(self, "_key", key_of(self.canonical))
+            return self._key
 
     @property
     def batch(self) -> Hashable:

@@ -98,7 +98,7 @@ def conform(table: pa.Table, schema: pa.Schema, cls: type[Run]) -> pa.Table | No
 
 def covers(table: pa.Table, schema: pa.Schema) -> bool:
     """Whether a table has every column of a study, in its type: files that do can be read as one table."""
-    return all(
+    return table.schema.equals(schema) or all(
         column.name in table.column_names and table.schema.field(column.name).type == column.type
         for column in schema
     )

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from regimes.study.run import Run, canonical, key_of
 from regimes.study.schema import conform
 
-__all__ = ["examine", "fit", "seal", "sealed_run"]
+__all__ = ["UNREADABLE", "examine", "fit", "foreign", "seal", "sealed_run"]
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError, pa.ArrowException)
 TORN = "torn or not Parquet"
@@ -60,6 +60,17 @@ def sealed_run(table: pa.Table) -> str:
 def fit(table: pa.Table, schema: pa.Schema, classes: Mapping[str, type[Run]]) -> pa.Table | str:
     """Examined rows in the columns of a study, or in words why they are not of it as it is now."""
     run = sealed_run(table)
+    if fault := foreign(run, classes):
+        return fault
+    try:
+        conformed = conform(table, schema, classes[json.loads(run)["run"]])
+    except pa.ArrowException:  # an integer that is no float
+        conformed = None
+    return conformed if conformed is not None else "of an earlier form of the study (other columns)"
+
+
+def foreign(run: str, classes: Mapping[str, type[Run]]) -> str:
+    """In words why a run, given its canonical JSON, is not of a study as it is now; or nothing."""
     content = json.loads(run)
     cls = classes.get(content["run"])
     if cls is None:
@@ -68,13 +79,7 @@ def fit(table: pa.Table, schema: pa.Schema, classes: Mapping[str, type[Run]]) ->
         same = cls(**content["fields"]).key == key_of(run)
     except (ValueError, TypeError):
         same = False
-    if not same:
-        return "of an earlier form of the study (other run or version)"
-    try:
-        conformed = conform(table, schema, cls)
-    except pa.ArrowException:  # an integer that is no float
-        conformed = None
-    return conformed if conformed is not None else "of an earlier form of the study (other columns)"
+    return "" if same else "of an earlier form of the study (other run or version)"
 
 
 def _fault(table: pa.Table, key: str) -> str:

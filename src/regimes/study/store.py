@@ -9,7 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -18,13 +18,15 @@ import pyarrow as pa
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.study.cache import Cache, chosen, digest_of, find, pack
 from regimes.study.lock import locked
 from regimes.study.run import Run
 from regimes.study.schema import covers, schema_of, table_of, widened
-from regimes.study.seal import examine, fit, seal, sealed_run
+from regimes.study.seal import examine, fit, foreign, seal, sealed_run
 
 __all__ = ["Reading", "Store"]
 
+SUFFIX = ".parquet"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -32,6 +34,28 @@ FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 State = tuple[int, int]
 """When a file was written, in ns, and its size."""
 TOGETHER = 500
+"""Tables of single files take many times the memory of their rows: so many are made one."""
+WORTH = 200
+"""So many files that had to be parsed are worth a new cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A file that was read.
+
+    Attributes:
+        state: of the file then.
+        fault: what is wrong with it; empty if it is sound.
+        digest: SHA-256 of its content.
+        run: the canonical JSON of its run.
+        whole: whether it has every column of the study.
+    """
+
+    state: State
+    fault: str
+    digest: str = ""
+    run: str = ""
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,19 +97,24 @@ class Store:
         self.out = Path(out)
         self.rows = self.out / "rows"
         self.aside = self.out / "aside"
+        self.cache = self.out / ".rows"
         self.classes = {cls.__name__: cls for cls in classes}
         self.schema = schema_of(classes)
-        self._known: dict[
-            str, tuple[State, str]
-        ] = {}  # of each file that was read, and what is wrong with it
+        self._known: dict[str, Known] = {}  # by the key of the run, which names the file
         self._tables: list[pa.Table] = []  # the rows of the sound ones, in as few tables as will do
+        self._single: list[pa.Table] = []  # those of the last few files, a table each
+        self._parsed = 0  # files since the cache was read or written
 
     def __len__(self) -> int:
         """Number of finished runs, by their file names."""
-        return sum(1 for _ in self.rows.glob("*.parquet"))
+        return len(self.stored())
 
     def __contains__(self, run: Run) -> bool:
         return self._path(run.key).is_file()
+
+    def stored(self) -> frozenset[str]:
+        """Keys of the finished runs, by their file names."""
+        return frozenset(self._there())
 
     def put(self, run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep the rows of a finished run.
@@ -100,7 +129,7 @@ class Store:
     def finished(self) -> frozenset[str]:
         """Keys of the runs whose files are sound."""
         self._refresh()
-        return frozenset(Path(name).stem for name, (_, fault) in self._known.items() if not fault)
+        return frozenset(key for key, known in self._known.items() if not known.fault)
 
     def read(self) -> Reading:
         """All rows of the sound files, and what was left out.
@@ -110,8 +139,8 @@ class Store:
         """
         self._refresh()
         faults: defaultdict[str, list[str]] = defaultdict(list)
-        for name in sorted(self._known):
-            faults[self._known[name][1]].append(name)
+        for key in sorted(self._known):
+            faults[self._known[key].fault].append(f"{key}{SUFFIX}")
         frame = self._whole().to_pandas()
         if not frame["key"].is_monotonic_increasing:
             frame = frame.sort_values("key", kind="stable", ignore_index=True)
@@ -132,24 +161,39 @@ class Store:
         interrupted process left half written. To be called with the lock held.
         """
         moved = []
-        self._known.clear()
-        self._tables.clear()
+        self._forget(set(self._known))
         with self._disk():
             for left in self.out.glob(".*.partial"):
                 left.unlink(missing_ok=True)
+            self._refresh()
             for path in sorted(self.rows.iterdir()) if self.rows.is_dir() else ():
-                state = _state(path)
-                raw = self._examined(path)
-                found = self._fitted(raw)
-                if isinstance(raw, str) or isinstance(found, str):
+                key = path.name.removesuffix(SUFFIX)
+                known = self._known.get(key) if key != path.name else None
+                if known is None or known.fault:
                     moved.append(self._move(path))
-                    warnings.warn(f"{path} is {found}: moved to {moved[-1]}", stacklevel=2)
-                    continue
-                if not covers(raw, self.schema):
-                    self._replace(path, seal(widened(raw, found), sealed_run(raw)))
-                    state = _state(path)
-                self._learn(path.name, state, found)
+                    what = "no file of rows" if known is None else known.fault
+                    warnings.warn(f"{path} is {what}: moved to {moved[-1]}", stacklevel=2)
+                    self._known.pop(key, None)
+                elif self.classes and not known.whole:
+                    self._widen(path, known)
         return moved
+
+    def keep(self) -> None:
+        """Keep what was read in one file beside the rows, if that spares the next reading much.
+
+        It is made from the files of rows, and can be removed at any time. Where it cannot be written, it is not.
+        """
+        files = {key: (one.digest, one.run) for key, one in self._known.items() if one.whole}
+        if self._parsed < WORTH or not files:
+            return
+        rows = self._whole()
+        content = pack(Cache(rows if len(files) == len(self._known) else chosen(rows, {*files}), files))
+        with suppress(UserError, OSError):
+            written = self.write_bytes(f"{self.cache.name}/{digest_of(content)}.arrow", content)
+            self._parsed = 0
+            for path in self.cache.iterdir():
+                if path != written:
+                    path.unlink()
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file of the report (UTF-8), whole or not at all; ``name`` may be ``figures/x.svg``."""
@@ -179,7 +223,7 @@ class Store:
                         left.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        return self.rows / f"{key}.parquet"
+        return self.rows / f"{key}{SUFFIX}"
 
     def _replace(self, target: Path, content: bytes) -> Path:
         # beside rows, not in it: whoever reads rows at this moment must not meet half a file
@@ -198,60 +242,85 @@ class Store:
                 raise
         return target
 
+    def _there(self) -> dict[str, State]:
+        """The files of rows by their keys, in the order of these."""
+        found: dict[str, State] = {}
+        with suppress(OSError), os.scandir(self.rows) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.name.endswith(SUFFIX):
+                        found[entry.name.removesuffix(SUFFIX)] = _state(entry)
+        return dict(sorted(found.items()))
+
     def _refresh(self) -> None:
         """Read the files that are new or have changed; every other one is known."""
-        there: dict[str, State] = {}
-        for path in sorted(self.rows.glob("*.parquet")):
-            with suppress(OSError):
-                there[path.name] = _state(path)
-        if gone := {name for name, (state, _) in self._known.items() if there.get(name) != state}:
+        there = self._there()
+        if gone := {key for key, known in self._known.items() if there.get(key) != known.state}:
             self._forget(gone)
-        for name, state in there.items():
-            if name not in self._known:
-                self._learn(name, state, self._fitted(self._examined(self.rows / name)))
+        fresh = [key for key in there if key not in self._known]
+        # few files are parsed sooner than a cache is read
+        cache = find(self.cache, self.schema) if self.classes and len(fresh) >= WORTH else None
+        files = cache.files if cache else {}
+        spared: dict[str, Known] = {}
+        for key in fresh:
+            content = self._content(key)
+            digest = digest_of(content)
+            kept, run = files.get(key, ("", ""))
+            if kept == digest and not foreign(run, self.classes):
+                spared[key] = Known(there[key], "", digest, run, True)
+            else:
+                self._learn(key, there[key], digest, examine(content, key))
+        if cache and spared:
+            self._tables.append(cache.rows if len(spared) == len(files) else chosen(cache.rows, {*spared}))
+            self._known |= spared
 
-    def _learn(self, name: str, state: State, found: pa.Table | str) -> None:
-        """Keep what a file holds. A table by itself takes many times the memory of its rows."""
-        if isinstance(found, str):
-            self._known[name] = (state, found)
+    def _content(self, key: str) -> bytes:
+        """The bytes of a file; none where it cannot be read, which are no rows either."""
+        try:
+            return self._path(key).read_bytes()
+        except PermissionError:
+            raise UserError(
+                f"`out` is {str(self.out)!r}: {self._path(key)} cannot be read (permission denied)"
+            ) from None
+        except OSError:
+            return b""
+
+    def _learn(self, key: str, state: State, digest: str, raw: pa.Table | str) -> None:
+        """Keep what an examined file holds, in the columns of the study if there is one."""
+        found = fit(raw, self.schema, self.classes) if self.classes and not isinstance(raw, str) else raw
+        self._parsed += 1
+        if isinstance(raw, str) or isinstance(found, str):
+            self._known[key] = Known(state, str(found))
             return
-        self._known[name] = (state, "")
-        self._tables.append(found.replace_schema_metadata())
-        if len(self._tables) > TOGETHER:
-            self._tables = [self._whole().combine_chunks()]
+        whole = bool(self.classes) and covers(raw, self.schema)
+        self._known[key] = Known(state, "", digest, sealed_run(raw), whole)
+        self._single.append(found.replace_schema_metadata())
+        if len(self._single) > TOGETHER:
+            self._tables.append(_joined(self._single).combine_chunks())
+            self._single.clear()
 
-    def _forget(self, names: set[str]) -> None:
+    def _widen(self, path: Path, known: Known) -> None:
+        """Write a file again that lacks a column of the study; what it has besides stays in it."""
+        raw = examine(path.read_bytes(), path.stem)
+        found = raw if isinstance(raw, str) else fit(raw, self.schema, self.classes)
+        if not isinstance(raw, str) and not isinstance(found, str):
+            content = seal(widened(raw, found), known.run)
+            self._replace(path, content)
+            self._known[path.stem] = replace(known, state=_state(path), digest=digest_of(content), whole=True)
+
+    def _forget(self, keys: set[str]) -> None:
         """Drop files and their rows."""
-        for name in names:
-            del self._known[name]
-        keys = {Path(name).stem for name in names}
-        whole = self._whole()
-        self._tables = [
-            whole.filter(pa.array([key not in keys for key in whole.column("key").to_pylist()], pa.bool_()))
-        ]
+        sound = {key for key in keys if not self._known[key].fault}
+        self._tables = [chosen(self._whole(), sound, out=True)]
+        self._single.clear()
+        for key in keys:
+            del self._known[key]
 
     def _whole(self) -> pa.Table:
         """All rows that were read, in the order in which they were."""
-        if not self._tables:
+        if not (tables := self._tables + self._single):
             return self.schema.empty_table()
-        return pa.concat_tables(self._tables, promote_options="permissive")
-
-    def _examined(self, path: Path) -> pa.Table | str:
-        """The table in a file, or in words what is wrong with it."""
-        if path.suffix != ".parquet":
-            return "no file of rows"
-        try:
-            return examine(path.read_bytes(), path.stem)
-        except PermissionError:
-            raise UserError(
-                f"`out` is {str(self.out)!r}: {path} cannot be read (permission denied)"
-            ) from None
-        except OSError:
-            return "torn or not Parquet"
-
-    def _fitted(self, found: pa.Table | str) -> pa.Table | str:
-        """The same in the columns of the study, or in words why it is not of it."""
-        return fit(found, self.schema, self.classes) if self.classes and not isinstance(found, str) else found
+        return _joined(tables)
 
     def _move(self, path: Path) -> Path:
         self.aside.mkdir(exist_ok=True)
@@ -285,9 +354,13 @@ class Store:
             ) from error
 
 
-def _state(path: Path) -> State:
+def _state(path: Path | os.DirEntry[str]) -> State:
     stat = path.stat()
     return stat.st_mtime_ns, stat.st_size
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _left_out(names: Sequence[str], fault: str) -> str:
