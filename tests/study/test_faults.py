@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from regimes.core.error import UserError
-from regimes.study import Run, Scale, Store, Study, forecast_study, pool, run_study
+from regimes.study import Run, Scale, Store, Study, forecast_study, grid, pool, run_study
 from regimes.study.fault import StudyFault, blame
 from tests.study.toy import STUDY, Fragile, Toy, fragile
 
@@ -140,6 +140,15 @@ def test_an_endless_sweep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_too_many_seeds_are_refused_before_anything_is_built(tmp_path: Path, seeds: int) -> None:
     with pytest.raises(UserError, match="a study has at most 100000"):
         act(STUDY, tmp_path / "out", seeds=str(seeds))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**400, 10**5000], ids=int.bit_length)
+def test_a_whole_number_without_a_column_is_refused_before_anything_runs(tmp_path: Path, value: int) -> None:
+    with pytest.raises(
+        UserError, match="`width` of Toy is too large: expected a whole number of at most 64 bits"
+    ):
+        act(study_of(lambda settings: grid(Toy, width=value)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

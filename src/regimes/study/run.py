@@ -20,6 +20,8 @@ __all__ = ["Run", "canonical", "explain", "key_of", "shorten"]
 RESERVED = frozenset(
     {"key", "run", "batch", "cap", "cost", "perform", "version", "columns", "canonical", "all_but"}
 )
+WHOLE = 2**63
+"""Beyond it a whole number has no column to be stored in."""
 
 
 class Run(BaseModel):
@@ -66,6 +68,11 @@ class Run(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise explain(error, type(self).__name__, type(self).model_fields) from None
+        for name, value in self:
+            if isinstance(value, int) and not -WHOLE <= value < WHOLE:
+                raise UserError(
+                    f"`{name}` of {type(self).__name__} is too large: expected a whole number of at most 64 bits"
+                )
 
     @classmethod
     def __pydantic_init_subclass__(cls) -> None:
