@@ -151,7 +151,7 @@ def run(
 ) -> None:
     """Run a study, or what is left of it, and build its report. The same command continues it."""
     from regimes.report import page
-    from regimes.study import forecast_study, parse_settings, run_study
+    from regimes.study import Store, forecast_study, parse_settings, run_study
 
     chosen: dict[str, Any] = {**parse_settings(settings or [])}
     for name, value in {"device": device, "seeds": seeds}.items():
@@ -169,9 +169,10 @@ def run(
             f"{found.name} ({size}) in {place}: {forecast_study(found, size, place, settings=chosen, on=on)}"
         )
         return
-    result = run_study(found, size, place, data=data, settings=chosen, on=on)
+    store = Store(place, found.runs)
+    result = run_study(found, size, store, data=data, settings=chosen, on=on)
     typer.echo(str(result))
-    typer.echo(f"{page.headline(page.build(place, found))} Report: {place / 'report.html'}")
+    typer.echo(f"{page.headline(page.build(store, found))} Report: {place / 'report.html'}")
     raise typer.Exit(1 if result.failures else 0)
 
 
@@ -194,7 +195,7 @@ def claims(
     store.keep()
     for line in reading.left_out:
         typer.echo(told(f"warning: {line}"), err=True)
-    found = with_ways(verdicts(held.claims, reading.frame), held, out)
+    found = with_ways(verdicts(held.claims, reading.frame), held, store)
     if as_json:
         typer.echo(dumps(found), nl=False)
     else:

@@ -20,7 +20,7 @@ from regimes.core.error import UserError
 from regimes.report import page
 from regimes.report.claim import Claim, verdicts
 from regimes.report.decide import share_needed, units_needed, with_ways
-from regimes.study import Option, Scale, Study, grid, run_study
+from regimes.study import Option, Scale, Study, execute, grid, run_study
 from regimes.study.estimate import Estimate, mean, quantile
 from tests.study.toy import Toy
 
@@ -114,8 +114,9 @@ def test_an_interval_of_that_share_decides(value: float, low: float, high: float
         assert (found["verdict"] != "inconclusive") == decided
 
 
-def test_the_command_decides_the_claim(tmp_path: Path) -> None:
+def test_the_command_decides_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is run as printed, from the terminal and from the page."""
+    monkeypatch.setattr(execute, "pace", lambda: 1.0)  # which else differs from one reading to the next
     file, out = tmp_path / "my draw.py", tmp_path / "out"
     file.write_text(FILE)
 
@@ -186,3 +187,28 @@ def test_decided_claims_and_other_studies_have_no_way(tmp_path: Path) -> None:
     assert with_ways(found, object(), tmp_path)[0]["decide"] is None
     assert with_ways(found, replace(one), tmp_path / "nowhere")[0]["decide"] is None
     assert page.build(tmp_path, one)[0]["decide"] is None
+
+
+def test_a_command_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the sweep, the claims, what would decide them and the page ask for the rows one after the other."""
+    file, out = tmp_path / "draw.py", tmp_path / "out"
+    file.write_text(FILE)
+    read: list[Path] = []
+    whole = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        read.append(path)
+        return whole(path)
+
+    begin = ("run", str(file), "--out", str(out), "--on", "here", "--set", "shift=0.25")
+    assert CliRunner().invoke(app, begin).exit_code == 0
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    for words in (
+        begin,
+        ("claims", str(out), "--study", str(file)),
+        ("report", str(out), "--study", str(file)),
+    ):
+        read.clear()
+        assert CliRunner().invoke(app, words).exit_code in (0, 1)
+        rows = sorted(path for path in read if path.suffix == ".parquet")
+        assert rows == sorted((out / "rows").iterdir())

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from regimes.core.error import UserError
-from regimes.study import Store, Study, read_record
+from regimes.study import Store, Study, forecast_study, read_record
 from regimes.study.estimate import quantile
-from regimes.study.execute import forecast_in
 from regimes.study.growth import setting
 from regimes.study.progress import duration
 from regimes.study.run import canonical
+from regimes.study.store import opened
 
 __all__ = ["Way", "share_needed", "units_needed", "with_ways"]
 
@@ -42,21 +42,22 @@ class Way:
     cost: str = ""
 
 
-def with_ways(found: Sequence[Mapping[str, Any]], study: Any, out: Path) -> list[dict[str, Any]]:
+def with_ways(found: Sequence[Mapping[str, Any]], study: Any, out: Path | Store) -> list[dict[str, Any]]:
     """The verdicts, each inconclusive one with the key "decide": text, command and cost; None for the others.
 
     Args:
         found: verdicts, as :func:`regimes.report.claim.verdicts` gives them.
         study: the study; of what is no :class:`regimes.study.Study` nothing can be forecast.
-        out: the directory of its rows.
+        out: the directory of its rows, or the store there.
     """
-    held = None
+    store = held = None
     if isinstance(study, Study):
+        store = opened(out, study.runs)
         with suppress(UserError):  # of a damaged record the page speaks elsewhere
-            held = read_record(Store(out))
-    if held is None or held["scale"] not in study.scales:
+            held = read_record(store)
+    if store is None or held is None or held["scale"] not in study.scales:
         return [{**one, "decide": None} for one in found]
-    plan = _Plan(study, out, held)
+    plan = _Plan(study, store, held)
     ways = [plan.way(one) if one["verdict"] == "inconclusive" else None for one in found]
     return [
         {
@@ -108,9 +109,8 @@ def units_needed(n: int, share: float) -> int | None:
 class _Plan:
     """The growth of one study, forecast once for each value of an option."""
 
-    def __init__(self, study: Study, out: Path, held: Mapping[str, Any]) -> None:
-        self._study, self._out, self._scale = study, out, held["scale"]
-        self._store = Store(out, study.runs)
+    def __init__(self, study: Study, store: Store, held: Mapping[str, Any]) -> None:
+        self._study, self._store, self._scale = study, store, held["scale"]
         known = study.settings(self._scale)
         told = [one.get("settings") for one in held["sessions"]]
         self._history = [one for one in told if isinstance(one, dict)] + [held["settings"] or {}]
@@ -159,7 +159,7 @@ class _Plan:
         chosen = {name: value for name, value in self._present.items() if name != unit}
         chosen |= {unit: count} if unit else {}
         try:
-            told = forecast_in(self._store, self._study, self._scale, settings=chosen, on=self._on)
+            told = forecast_study(self._study, self._scale, self._store, settings=chosen, on=self._on)
         except UserError:
             return "", ""
         left = told.wanted - told.finished
@@ -172,7 +172,7 @@ class _Plan:
 
     def _command(self, chosen: Mapping[str, Any], unit: str) -> str:
         words = ["regimes", "run", str(self._study.source or self._study.name)]
-        words += ["--scale", self._scale, "--out", str(self._out)]
+        words += ["--scale", self._scale, "--out", str(self._store.out)]
         words += ["--data", self._data] if isinstance(self._data, str) else []
         for name, value in chosen.items():
             if name == unit == "seeds":

@@ -21,6 +21,7 @@ from regimes.report.shown import Shown, draw, draw_all
 from regimes.study import Run, Store
 from regimes.study.execute import FAILURES
 from regimes.study.fault import StudyFault
+from regimes.study.store import opened
 
 __all__ = ["Described", "Shown", "build", "draw", "headline", "render"]
 
@@ -48,7 +49,7 @@ class Described(Protocol):
 
 @checked
 def build(
-    store: Path | str,
+    store: Path | str | Store,
     study: Described,
     frame: pd.DataFrame | None = None,
     write: Callable[[Path, bytes], object] | None = None,
@@ -61,7 +62,7 @@ def build(
     the rest is built.
 
     Arguments:
-        store: the folder ``OUT`` with ``rows/*.parquet`` and ``study.json``; both may be missing.
+        store: the folder ``OUT`` with ``rows/*.parquet`` and ``study.json``, which may be missing; or the store there.
         study: has ``name``, ``title``, ``paper``, ``runs`` (the Run classes, by which the store knows its rows),
             ``claims`` (of :class:`regimes.report.claim.Claim`) and ``figures``, tuples
             ``(name, title, function, caption)`` with ``function(rows) -> Figure``; either may be a function of the
@@ -76,10 +77,10 @@ def build(
         UserError: ``store`` is not a folder, or cannot be written; or there are no verdicts, because the function of
             the claims raises: then the page holds the figures, and says so.
     """
-    out = Path(store)
+    out = store.out if isinstance(store, Store) else Path(store)
     if not out.is_dir():
         raise UserError(f"`store` is {str(out)!r}: expected a folder that `regimes run` has made")
-    kept = Store(out, study.runs)
+    kept = opened(store, study.runs)
     put = write or (lambda path, content: kept.write_bytes(path.relative_to(out).as_posix(), content))
     notes: list[str] = []
     if frame is None:
@@ -90,7 +91,7 @@ def build(
     faults: list[StudyFault] = []
     mistake: UserError | None = None
     try:
-        found = with_ways(verdicts(study.claims, frame, faults.append), study, out)
+        found = with_ways(verdicts(study.claims, frame, faults.append), study, kept)
     except UserError as error:
         found, mistake = [], error
         notes.append(str(error))

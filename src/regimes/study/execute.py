@@ -22,13 +22,13 @@ from regimes.study.pool import Pool
 from regimes.study.progress import Progress, duration, progress_of
 from regimes.study.record import Record, check_record
 from regimes.study.run import Run
-from regimes.study.store import Store
+from regimes.study.store import Store, opened
 from regimes.study.study import Study
 from regimes.study.task import Task, divide, makespan
 from regimes.study.wanted import Watched, declared, wanted_runs, was_seen, weighed
 from regimes.study.worker import Broken, Done, Job, rare
 
-__all__ = ["Failure", "Forecast", "Interrupted", "Result", "forecast_in", "forecast_study", "run_study"]
+__all__ = ["Failure", "Forecast", "Interrupted", "Result", "forecast_study", "run_study"]
 
 FAILURES = "failures.txt"
 
@@ -124,7 +124,7 @@ class Interrupted(KeyboardInterrupt):
 def run_study(
     study: Study,
     scale: str,
-    out: str | Path,
+    out: str | Path | Store,
     *,
     data: Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -137,8 +137,8 @@ def run_study(
     Args:
         study: what to carry out.
         scale: name of one of its scales.
-        out: the output directory; it holds this study at this scale, or nothing yet. Settings that ask for more of the
-            runs there, or for fewer, go on with them.
+        out: the output directory, or the store there; it holds this study at this scale, or nothing yet. Settings that
+            ask for more of the runs there, or for fewer, go on with them.
         data: directory of the data sets.
         settings: option -> value, text or of its type; the others have their defaults.
         on: "here" (this process), "pool" or "pool:N" (N processes of one thread).
@@ -157,7 +157,7 @@ def run_study(
     kind, workers = parse_on(on)
     chosen = study.settings(scale, settings)
     order = command or _this_command()
-    store = Store(out, study.runs)
+    store = opened(out, study.runs)
     check_record(store, study, scale, chosen)
     with traceback_kept(store):
         sweep = declared(study, scale, chosen)
@@ -187,21 +187,15 @@ def run_study(
 def forecast_study(
     study: Study,
     scale: str,
-    out: str | Path,
+    out: str | Path | Store,
     *,
     settings: Mapping[str, Any] | None = None,
     on: str = "here",
 ) -> Forecast:
     """What ``run_study`` would do; runs and writes nothing (``--dry-run``). Arguments and errors as there."""
-    return forecast_in(Store(out, study.runs), study, scale, settings=settings, on=on)
-
-
-def forecast_in(
-    store: Store, study: Study, scale: str, *, settings: Mapping[str, Any] | None = None, on: str = "here"
-) -> Forecast:
-    """The same for a store of the study's classes, which reads its rows once for many forecasts."""
     _, workers = parse_on(on)
     chosen = study.settings(scale, settings)
+    store = opened(out, study.runs)
     check_record(store, study, scale, chosen)
     finished = store.finished()
     rows = Watched(store.frame())

@@ -24,7 +24,7 @@ from regimes.study.run import Run
 from regimes.study.schema import covers, schema_of, table_of, widened
 from regimes.study.seal import examine, fit, foreign, seal, sealed_run
 
-__all__ = ["Reading", "Store"]
+__all__ = ["Reading", "Store", "opened"]
 
 SUFFIX = ".parquet"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -114,7 +114,10 @@ class Store:
 
     def stored(self) -> frozenset[str]:
         """Keys of the finished runs, by their file names."""
-        return frozenset(self._there())
+        with suppress(OSError):
+            names = os.listdir(self.rows)
+            return frozenset(name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
+        return frozenset()
 
     def put(self, run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep the rows of a finished run.
@@ -352,6 +355,13 @@ class Store:
             raise UserError(
                 f"`out` is {str(self.out)!r}: cannot write there ({reason}); {safe}; {way}"
             ) from error
+
+
+def opened(out: str | Path | Store, classes: Sequence[type[Run]]) -> Store:
+    """The store of a study in a directory: the one at hand, if it is one for these classes, knows what it has read."""
+    if isinstance(out, Store):
+        return out if list(out.classes.values()) == list(classes) else Store(out.out, classes)
+    return Store(out, classes)
 
 
 def _state(path: Path | os.DirEntry[str]) -> State:
