@@ -169,15 +169,18 @@ class Store:
             for left in self.out.glob(".*.partial"):
                 left.unlink(missing_ok=True)
             self._refresh()
-            for path in sorted(self.rows.iterdir()) if self.rows.is_dir() else ():
-                key = path.name.removesuffix(SUFFIX)
-                known = self._known.get(key) if key != path.name else None
+            for name in sorted(os.listdir(self.rows)) if self.rows.is_dir() else ():
+                key = name.removesuffix(SUFFIX)
+                known = self._known.get(key) if key != name else None
+                if known and not known.fault and (known.whole or not self.classes):
+                    continue
+                path = self.rows / name
                 if known is None or known.fault:
                     moved.append(self._move(path))
                     what = "no file of rows" if known is None else known.fault
                     warnings.warn(f"{path} is {what}: moved to {moved[-1]}", stacklevel=2)
                     self._known.pop(key, None)
-                elif self.classes and not known.whole:
+                else:
                     self._widen(path, known)
         return moved
 
