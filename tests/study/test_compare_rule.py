@@ -115,7 +115,7 @@ def digits_like(samples: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def test_a_network_that_did_not_learn_is_no_yardstick() -> None:
-    """It is trained well already, and a rate that is far too large makes it worse, which linear models bear."""
+    """It is trained well already, and a rate that is far too large makes it worse, which the kernel bears."""
     (x, y), (x_test, y_test) = digits_like(60, 0), digits_like(300, 1)
     net = models.mlp(6, 16, 1, 3, activation="relu")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
@@ -123,7 +123,7 @@ def test_a_network_that_did_not_learn_is_no_yardstick() -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(x), y).backward()
         optimizer.step()
-    settings = {"lr": 3.0, "momentum": 0.9, "epochs": 3, "batch_size": 16, "seeds": 2, "reduce": "trace"}
+    settings = {"lr": 1e3, "momentum": 0.9, "epochs": 3, "batch_size": 16, "seeds": 2, "reduce": "trace"}
     found = study.would_linear_do(net, x, y, x_test, y_test, **settings)
     assert found.answer == "open"
     assert "did not learn" in found.sentence or "has no result" in found.sentence

@@ -84,6 +84,7 @@ def fluctuation(outputs: Float[Tensor, "m n"] | Float[Tensor, "m n c"]) -> Fluct
 
     Source: Geiger et al. 2020: Var F falls like 1/h in both regimes.
 
+    >>> import torch
     >>> fluctuation(torch.tensor([[1.0, 1.0], [-1.0, -1.0]])).variance
     2.0
     """
@@ -117,6 +118,7 @@ def averaging(
 
     Source: Geiger et al. 2020.
 
+    >>> import torch
     >>> averaging(torch.tensor([[3.0, -1.0], [-1.0, 3.0]]), torch.tensor([1.0, 1.0])).gain
     0.5
     """
