@@ -120,7 +120,7 @@ def test_claims_of_another_form_are_named(claims: Any) -> None:
 @pytest.mark.parametrize(("name", "value"), [("id", 3), ("claim", None), ("origin", []), ("reference", None)])
 def test_the_words_of_a_claim_are_words(name: str, value: Any) -> None:
     words = {"id": "R0", "paper": "p", "claim": "c", "reference": 1.0, "origin": "o"} | {name: value}
-    with pytest.raises(UserError, match=f"^`{name}` of claim"):
+    with pytest.raises(UserError, match=f"^`{name}`: got"):
         Claim(**words, range=(0, 1), statistic=lambda frame: Estimate(0, 0, 0, 1))
 
 

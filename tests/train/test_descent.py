@@ -273,6 +273,24 @@ def test_goes_on_exactly(momentum: float, margin: bool) -> None:
         assert all(map(same, states, whole))
 
 
+def test_goes_on_within_an_epoch() -> None:
+    """Saved after some of the batches of an epoch: the batches that are left come in the order they had."""
+    x, y = task(20, 5)
+
+    def engine() -> train.Descent:
+        members = [models.mlp(5, 8, 1, seed=s) for s in range(2)]
+        return train.descent(members, x, y, lr=0.1, momentum=0.9, batch_size=6, epochs=3, seed=4)
+
+    whole = list(engine())
+    middle = next(k for k, state in enumerate(whole, 1) if state.step == 6)  # of 4 batches to an epoch
+    first, second = engine(), engine()
+    head = list(itertools.islice(first, middle))
+    second.load_state_dict(first.state_dict())
+    states = [*head, *second]
+    assert [(s.member, s.step) for s in states] == [(s.member, s.step) for s in whole]
+    assert all(map(same, states, whole))
+
+
 def test_classes() -> None:
     """Cross-entropy over several outputs learns, and is that of torch."""
     x, _ = task(60, 5)

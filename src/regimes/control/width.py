@@ -19,6 +19,7 @@ Mei et al. 2018, Chizat and Bach 2018 (mean-field); Yang and Hu 2021 (muP).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -54,6 +55,11 @@ class Law:
     output_power: float
     fast: bool
     alpha_star: float
+
+    def __post_init__(self) -> None:
+        for name in ("output_power", "alpha_star"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"`{name}`: got {getattr(self, name)}, expected a finite power of the width")
 
     def scaling(self, role: Role, fan_in: int, width: int) -> Scaling:
         """Multiplier, standard deviation and rate of a layer with this role, fan-in n and width h."""

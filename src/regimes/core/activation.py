@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regimes.core.check import checked
+from regimes.core.error import UserError
 
 __all__ = ["ACTIVATIONS", "ScaledReLU", "ScaledTanh", "Softplus"]
 
@@ -113,6 +114,10 @@ class Softplus(nn.Module):
 
     def __init__(self, beta: float = 5.0, a: float = 1.404, *, inplace: bool = False) -> None:
         super().__init__()
+        if not 0 < beta < math.inf:
+            raise UserError(f"`beta`: got {beta}, expected a positive finite number")
+        if not math.isfinite(a):
+            raise UserError(f"`a`: got {a}, expected a finite number")
         self.beta, self.a, self.inplace = beta, a, inplace
 
     def forward(self, x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def check_decision(outputs: Tensor, targets: Any, what: str = "`targets`") -> No
     Raises:
         UserError: names the targets, what came and what goes.
     """
-    if outputs.is_complex():
+    if outputs.is_complex() or outputs.dtype == torch.bool:
         raise UserError(f"`outputs`: got {outputs.dtype}, expected real numbers")
     n, c = outputs.shape[-2:]
     wanted = f"({n},) floats -1 and +1" if c == 1 else f"({n},) class indices from 0 to {c - 1}"

@@ -50,7 +50,7 @@ class Estimate:
 
 @checked
 def quantile(freedom: float, level: float = 0.95) -> float:
-    """Two-sided quantile of Student's t: ``P(|t| < q) = level`` with ``freedom`` degrees of freedom.
+    """Two-sided quantile of Student's t: ``P(|t| < q) = level`` with ``freedom`` degrees of freedom, nan with none.
 
     >>> round(quantile(2), 3)
     4.303
@@ -59,12 +59,16 @@ def quantile(freedom: float, level: float = 0.95) -> float:
 
     if not 0 < level < 1:
         raise UserError(f"`level` is {level}: expected a number between 0 and 1, such as 0.95")
+    if freedom < 0:
+        raise UserError(f"`freedom`: got {freedom}, expected 0 or more")
     return float(stdtrit(freedom, 0.5 + level / 2)) if freedom > 0 else math.nan
 
 
 @checked
 def positive(values: np.ndarray, name: str) -> np.ndarray:
     """The same values if all are above zero, for a logarithm; else a UserError that counts the others."""
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"`{name}`: got an array of {values.dtype}, expected real numbers")
     if (bad := int((values <= 0).sum())) > 0:
         raise UserError(
             f"`{name}` has {bad} of {len(values)} values at or below zero: a logarithm needs positive ones; "

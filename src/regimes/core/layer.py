@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from regimes.core.activation import ScaledReLU, ScaledTanh, Softplus
 from regimes.core.check import checked
+from regimes.core.error import UserError
 
 __all__ = [
     "SMALL",
@@ -118,6 +120,13 @@ class Scaling:
     std: float = 1.0
     rate: float = 1.0
     bias_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("multiplier", -math.inf), ("std", 0.0), ("rate", 0.0), ("bias_rate", 0.0)):
+            number = getattr(self, name)
+            if not (math.isfinite(number) and number >= least):
+                above = "" if least else " of 0 or more"
+                raise UserError(f"`{name}`: got {number}, expected a finite number{above}")
 
     def __str__(self) -> str:
         return f"multiplier={self.multiplier:.4g}, std={self.std:.4g}, rate={self.rate:.4g}"
@@ -223,6 +232,9 @@ class ToImage(nn.Module):
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
+        for name, size in (("channels", channels), ("height", height), ("width", width)):
+            if size < 1:
+                raise UserError(f"`{name}`: got {size}, expected a whole number of at least 1")
         self.image = (channels, height, width)
 
     def forward(self, x: Tensor) -> Tensor:

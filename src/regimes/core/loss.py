@@ -97,6 +97,10 @@ class Squared(Loss):
 
     tolerance: float = 1e-4
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < math.inf:
+            raise UserError(f"`tolerance`: got {self.tolerance}, expected a finite number of 0 or more")
+
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Half the squared error, summed over the outputs."""
         if _is_real(outputs, targets):
@@ -128,6 +132,10 @@ class SoftHinge(Loss):
     """ln(1 + exp(beta (1 - F y))) / beta; fits when F y >= 1 (Geiger et al. 2020, beta = 20)."""
 
     beta: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < math.inf:
+            raise UserError(f"`beta`: got {self.beta}, expected a positive finite number")
 
     def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """ln(1 + exp(beta z)) / beta at z = 1 - F y."""

@@ -60,6 +60,8 @@ def linearized(
     >>> torch.equal(linearized(net, x, origin=start), net(x))
     True
     """
+    for name, each in origin.items():
+        check_finite(each, f"`origin`: '{name}'", "a linearisation needs a point to start from")
     start, along, _, center, alpha = _terms(module, x, origin, parameters, output)
     return alpha * (start - center + along)
 

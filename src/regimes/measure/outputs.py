@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from regimes.core.batch import check
 from regimes.core.check import checked
 from regimes.core.decision import wrong
 from regimes.core.derivative import columns
@@ -48,6 +49,7 @@ def error_rate(outputs: Float[Tensor, " n"] | Float[Tensor, "n c"], targets: Sha
 
 def _outputs(state: State, inputs: Tensor) -> Tensor:
     """F(w, x), (n, c), without a graph."""
+    check(inputs, "inputs")
     with torch.no_grad():
         return columns(state(inputs), len(inputs))
 

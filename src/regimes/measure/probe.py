@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from regimes.core.batch import misfit
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.estimate import Estimate
@@ -155,10 +156,24 @@ def observe(states: Iterable[State], probes: Sequence[Probe], when: When | None 
             del readers[member], due[member]
 
 
+def _found(state: State, probe: Probe) -> Values:
+    """What a probe says of a state; of inputs that the network does not take, the one line that says so."""
+    try:
+        return probe.look(state)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        inputs = getattr(probe, "inputs", None)
+        found = (
+            None if inputs is None or isinstance(error, UserError) else misfit(state.module, inputs, "inputs")
+        )
+        if found is None:
+            raise
+        raise found from error
+
+
 def _look(state: State, probes: Sequence[Probe]) -> Row:
     values: dict[str, float | list[float]] = {}
     for probe in probes:
-        found = probe.look(state)
+        found = _found(state, probe)
         if twice := sorted(values.keys() & found.keys()):
             raise UserError(
                 f"`probes`: two of them give '{twice[0]}'; give one of them another `name`, or drop it"

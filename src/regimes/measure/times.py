@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from regimes.core.check import checked
+from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.measure.probe import Probe
 
@@ -42,6 +43,10 @@ class Times(Probe):
 
     level: float = 0.5
     _seen: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.level):
+            raise UserError(f"`level`: got {self.level}, expected a finite loss")
 
     def follow(self, state: State) -> None:
         """Note the time of the crossing, and the last time and loss above the level."""

@@ -17,7 +17,8 @@ from regimes.models.symmetry import check_symmetric, symmetrize
 
 __all__ = ["mlp"]
 
-DEEPEST = 10_000
+# Layers are made one by one: past some depth the memory is full, and the system ends the process without a word.
+DEEPEST = 100_000
 
 
 @checked

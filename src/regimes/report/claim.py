@@ -21,6 +21,7 @@ __all__ = ["VERDICTS", "Claim", "Claims", "Estimate", "dumps", "judge", "verdict
 VERDICTS = ("reproduced", "not reproduced", "inconclusive")
 
 
+@checked
 @dataclass(frozen=True)
 class Claim:
     """What a paper says, and how this project would know.
@@ -47,13 +48,6 @@ class Claim:
     unit: str = "seeds"
 
     def __post_init__(self) -> None:
-        for name in ("id", "paper", "claim", "origin"):
-            if not isinstance(getattr(self, name), str):
-                raise UserError(f"`{name}` of claim {self.id!r} is {getattr(self, name)!r}: expected words")
-        if not isinstance(self.reference, str | int | float):
-            raise UserError(
-                f"`reference` of claim {self.id!r} is {self.reference!r}: expected a number or words"
-            )
         low, high = _ends(self.range)
         if not low < high:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regimes import measure
+from regimes.core.batch import check_finite
 from regimes.core.check import checked
 from regimes.core.decision import wrong
 from regimes.core.error import UserError
@@ -29,7 +31,7 @@ def outputs(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: if no row has outputs, or the rows come from different test sets.
     """
-    found = need(rows, ["test_outputs", "test_targets"])
+    found = need(rows, ["test_outputs", "test_targets"], "rows")
     sizes = set(found["test_outputs"].map(len))
     targets = np.asarray(found["test_targets"].iloc[0], dtype=np.float64)
     same = len(sizes) == 1 and all(np.array_equal(y, targets) for y in found["test_targets"].tolist())
@@ -62,14 +64,17 @@ def variance(members: Members, samples: int | None = None) -> float:
     2.0
     """
     stack = _by_sample(members, samples)
+    check_finite(stack, "`members`", "leave out members that diverged")
     return measure.fluctuation(stack).variance if len(stack) > 1 else float("nan")
 
 
 def _by_sample(members: Members, samples: int | None) -> Tensor:
     """(m, n, c): the numbers of each member, sample by sample."""
+    if isinstance(members, np.ndarray) and not members.ndim:
+        raise UserError("`members`: got a single number, expected the outputs of at least one member")
     if not len(members):
         raise UserError("`members`: there are none, expected the outputs of at least one")
-    stack = torch.from_numpy(np.stack([np.asarray(row, dtype=np.float64) for row in members]))
+    stack = torch.from_numpy(np.stack([_numbers(row, "members") for row in members]))
     numbers = stack.shape[1]
     n = numbers if samples is None else samples
     if n < 1 or numbers % n:
@@ -79,9 +84,22 @@ def _by_sample(members: Members, samples: int | None) -> Tensor:
     return stack.reshape(len(stack), n, numbers // n)
 
 
+def _numbers(values: Sequence[Any] | np.ndarray, name: str) -> np.ndarray:
+    """The numbers as float64."""
+    try:
+        found = np.asarray(values)
+        if found.dtype.kind == "c":
+            raise TypeError("complex ones")
+        return found.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"`{name}`: holds something other than real numbers ({error})") from error
+
+
 def _decided(members: Members, targets: np.ndarray) -> tuple[Tensor, Tensor]:
     """Outputs (m, n, c), and targets of the kind that goes with them: a stored row holds all as floats."""
-    outputs, y = _by_sample(members, len(targets)), torch.from_numpy(np.asarray(targets, dtype=np.float64))
+    if targets.ndim != 1:
+        raise UserError(f"`targets`: got shape {targets.shape}, expected (n,), one for each sample")
+    outputs, y = _by_sample(members, len(targets)), torch.from_numpy(_numbers(targets, "targets"))
     if outputs.shape[-1] == 1:
         return outputs, y
     if not bool((y == y.round()).all()):

@@ -127,8 +127,8 @@ def _points(
     groups: Values | None,
 ) -> pd.DataFrame:
     """The usable points as columns u = log x, v = log y, w (weights, mean 1), g (groups)."""
-    frame = pd.DataFrame({"x": array(x)})
-    parts = {"y": array(y), "w": 1.0 if weights is None else array(weights)}
+    frame = pd.DataFrame({"x": array(x, "x")})
+    parts = {"y": array(y, "y"), "w": 1.0 if weights is None else array(weights, "weights")}
     parts["g"] = 0 if groups is None else np.asarray(groups)
     for name, part in parts.items():
         if np.ndim(part) and len(part) != len(frame):
@@ -183,7 +183,7 @@ def _clustered(u: np.ndarray, v: np.ndarray, w: np.ndarray, codes: np.ndarray) -
 
 def _curve(x: Values, y: Values) -> tuple[np.ndarray, np.ndarray]:
     """The points sorted by x in logarithms, repeated x merged by the geometric mean of y."""
-    place, height = array(x), array(y)
+    place, height = array(x, "x"), array(y, "y")
     if len(place) != len(height):
         raise UserError(f"`y` has {len(height)} entries: expected {len(place)}, one for each entry of `x`")
     there = np.isfinite(place) & np.isfinite(height)

@@ -58,7 +58,7 @@ def regimes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     Raises:
         UserError: if one is missing, or its kernels did not move as they do there.
     """
-    rows = need(rows, ["x", "dK"])
+    rows = need(rows, ["x", "dK"], "rows")
     sides = {"feature": rows.loc[rows["x"] <= FEATURE], "lazy": rows.loc[rows["x"] >= LAZY]}
     for name, part in sides.items():
         if part.empty:
@@ -75,5 +75,5 @@ def regimes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 @checked
 def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
     """A column by seed, in per cent; what is missing is left out."""
-    found = need(rows, ["seed", column])
+    found = need(rows, ["seed", column], "rows")
     return pd.Series(100 * array(found[column]), index=array(found["seed"])).sort_index()

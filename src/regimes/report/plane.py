@@ -27,7 +27,7 @@ def curve_law(rows: pd.DataFrame, column: str, window: tuple[float, float]) -> P
     Raises:
         UserError: if too few points lie in the window.
     """
-    table = need(rows, ["x", "network", column])
+    table = need(rows, ["x", "network", column], "rows")
     inside = table.loc[table["x"].between(*window)]
     parts = [part for _, part in inside.groupby("network") if part["x"].nunique() >= 2]
     curves = pd.concat(parts) if parts else inside.iloc[:0]
@@ -44,7 +44,7 @@ def star_law(table: pd.DataFrame) -> PowerLaw:
     Arguments:
         table: of :func:`regimes.report.table.transition`.
     """
-    found = need(table, ["alpha_star", "width"])
+    found = need(table, ["alpha_star", "width"], "table")
     return power_law(found["width"], found["alpha_star"], weights=found["width"])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.report.style import as_bytes
 from regimes.study.fault import Heard, StudyFault, blame, unheard
@@ -76,7 +77,8 @@ def draw_all(figures: Figures, frame: pd.DataFrame, heard: Heard = unheard) -> l
     return [draw(entry, frame, heard) for entry in wanted]
 
 
-def draw(entry: Sequence[Any], frame: pd.DataFrame, heard: Heard = unheard) -> Shown:
+@checked
+def draw(entry: object, frame: pd.DataFrame, heard: Heard = unheard) -> Shown:
     """One figure of a study, ``(name, title, function, caption)``.
 
     Rows that do not suffice become a note, and so does an exception in the function or an entry of another form: a

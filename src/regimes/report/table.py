@@ -30,22 +30,22 @@ PANEL = ("dataset", "task", "arch", "depth", "n")
 
 
 @checked
-def need(frame: pd.DataFrame, columns: str | Sequence[str]) -> pd.DataFrame:
-    """The rows that have a value in each of ``columns`` (one name, or several).
+def need(frame: pd.DataFrame, columns: str | Sequence[str], name: str = "frame") -> pd.DataFrame:
+    """The rows that have a value in each of ``columns`` (one name, or several); ``name`` is that of the rows in errors.
 
     Raises:
         UserError: if a column is missing or no row is left.
     """
     columns = [columns] if isinstance(columns, str) else list(columns)
-    if missing := [name for name in columns if name not in frame.columns]:
+    if missing := [each for each in columns if each not in frame.columns]:
         raise UserError(
-            f"`frame` ({len(frame)} rows) has no column {', '.join(map(repr, missing))}: "
+            f"`{name}` ({len(frame)} rows) has no column {', '.join(map(repr, missing))}: "
             "expected the rows of a study that measures it"
         )
     found = frame.dropna(subset=columns)
     if found.empty:
         raise UserError(
-            f"`frame` has {len(frame)} rows, none with {', '.join(columns)}: let the study finish some runs"
+            f"`{name}` has {len(frame)} rows, none with {', '.join(columns)}: let the study finish some runs"
         )
     return found
 
@@ -279,7 +279,8 @@ def ends(
 def ensembles(rows: pd.DataFrame) -> dict[int, pd.DataFrame]:
     """Width -> the rows of its members, for the widths that have as many of them as any has."""
     parts = {
-        int(str(width)): part for width, part in need(rows, ["width", "seed"]).groupby("width", sort=True)
+        int(str(width)): part
+        for width, part in need(rows, ["width", "seed"], "rows").groupby("width", sort=True)
     }
     sizes = {width: len(set(part["seed"])) for width, part in parts.items()}
     return {width: part for width, part in parts.items() if sizes[width] == max(sizes.values())}

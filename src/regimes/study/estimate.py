@@ -32,12 +32,15 @@ Values = Sequence[Any] | np.ndarray | pd.Series | pd.DataFrame
 
 
 @checked
-def array(values: Values) -> np.ndarray:
-    """The numbers as a float64 vector; what is missing becomes nan."""
+def array(values: Values, name: str = "values") -> np.ndarray:
+    """The numbers as a float64 vector; what is missing becomes nan. Errors say ``name``."""
     try:
-        return np.asarray(pd.to_numeric(pd.Series(np.asarray(values).ravel())), dtype=np.float64)
+        found = np.asarray(pd.to_numeric(pd.Series(np.asarray(values).ravel())))
+        if found.dtype.kind == "c":
+            raise TypeError("complex ones")
+        return found.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise UserError(f"`values`: hold something other than numbers ({error}); leave it out") from error
+        raise UserError(f"`{name}`: hold something other than numbers ({error}); leave it out") from error
 
 
 @checked
@@ -78,6 +81,17 @@ def mean(values: Values, *, log: bool = False, level: float = 0.95) -> Estimate:
     return Estimate(value, low, high, n, f"{kind} over {n} seeds; Student t, {100 * level:g} %")
 
 
+def _check_layout(values: np.ndarray, ends: tuple[float, float] | None) -> None:
+    """Raise unless these are real numbers of at least 2 seeds and 2 samples, and the ends come in order."""
+    if values.ndim != 2 or min(values.shape) < 2:
+        raise UserError(f"`values`: got shape {values.shape}, expected (seeds, samples), at least 2 of each")
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"`values`: got an array of {values.dtype}, expected real numbers")
+    if ends is not None and not -math.inf < ends[0] < ends[1] < math.inf:
+        raise UserError(f"`ends`: got {ends}, expected two finite numbers, the least first")
+
+
+@checked
 def two_way_variances(
     values: np.ndarray, ends: tuple[float, float] | None = None, *, level: float = 0.95
 ) -> tuple[float, float, float]:
@@ -85,10 +99,13 @@ def two_way_variances(
 
     With :math:`v_{si} = \mu + a_s + b_i + e_{si}`, independent draws of seeds s and samples i, and the mean squares
     :math:`M_a, M_b, M_e` of the two-way layout, the variance of the mean is :math:`\max(M_a - M_e, 0) / (R n)` by the
-    seeds and :math:`M_b / (R n)` by the samples and what they do with the seeds. ``ends``: see :func:`two_way`.
+    seeds and :math:`M_b / (R n)` by the samples and what they do with the seeds. ``ends``, errors: see
+    :func:`two_way`.
     """
+    _check_layout(values, ends)
     seeds, n = values.shape
-    extra = 0.0 if ends is None else quantile(math.inf, level) ** 2 / 2
+    z = quantile(math.inf, level)
+    extra = 0.0 if ends is None else z**2 / 2
     low, high = ends or (0.0, 0.0)
     total = n + 2 * extra
     rows = (values.sum(1) + extra * (low + high)) / total
@@ -101,6 +118,7 @@ def two_way_variances(
     return centre, max(m_a - m_e, 0.0) / (seeds * total), m_b / (seeds * total)
 
 
+@checked
 def two_way(values: np.ndarray, ends: tuple[float, float] | None = None, *, level: float = 0.95) -> Estimate:
     r"""The mean over seeds and samples, both drawn anew: rows are R seeds, columns n samples that all of them saw.
 
@@ -120,7 +138,7 @@ def two_way(values: np.ndarray, ends: tuple[float, float] | None = None, *, leve
         level: coverage of the interval.
 
     Raises:
-        UserError: if there are fewer than 2 seeds or samples.
+        UserError: if there are fewer than 2 seeds or samples, or the ends are not finite and in order.
 
     Source: Searle, Casella, McCulloch, Variance components, 1992, chapter 4; Agresti and Coull 1998; Zou and Donner
     2008 for the sum of two intervals.
@@ -130,8 +148,7 @@ def two_way(values: np.ndarray, ends: tuple[float, float] | None = None, *, leve
     >>> found.value, abs(found.low - once.low) < 1e-12
     (1.0, True)
     """
-    if values.ndim != 2 or min(values.shape) < 2:
-        raise UserError(f"`values`: got shape {values.shape}, expected (seeds, samples), at least 2 of each")
+    _check_layout(values, ends)
     seeds, n = values.shape
     centre, by_seed, by_sample = two_way_variances(values, ends, level=level)
     half = math.hypot(

@@ -181,6 +181,10 @@ def bisection(
     for name, several in (("seed", seeds), ("usable", search.usable)):
         if not several:
             raise UserError(f"`{name}` is empty: expected at least one")
+    if not all(isinstance(status, str) for status in search.usable):
+        raise UserError(f"`usable`: got {search.usable!r}, expected words of the column `status`")
+    if not math.isfinite(level):
+        raise UserError(f"`level`: got {level}, expected a finite number: a mean crosses no other")
     _count(len(groups) * len(seeds) * len(search.start))
 
     def members(group: Mapping[str, Any], value: float) -> list[Run]:

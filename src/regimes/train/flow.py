@@ -43,6 +43,8 @@ class Tolerance:
         for name, least in (("gradient", 0.0), ("output", 0.0), ("grow", 1.0), ("shrink", 1.0)):
             if not getattr(self, name) > least:
                 raise UserError(f"`{name}`: got {getattr(self, name)}, expected a number above {least:g}")
+            if least and not math.isfinite(getattr(self, name)):  # dt would be infinite, or 0 for ever
+                raise UserError(f"`{name}`: got {getattr(self, name)}, expected a finite factor")
 
 
 @dataclass(frozen=True)

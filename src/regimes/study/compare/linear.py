@@ -21,7 +21,7 @@ from regimes.core.loss import CrossEntropy, Loss, Squared
 from regimes.study.compare.fit import Protocol, Rate, Tick, constant, started, stepped
 from regimes.study.compare.kernel import Form, Solver, choose_solver, largest, solved
 from regimes.study.compare.loop import MakeOptimizer
-from regimes.study.compare.prepare import Data, check_module, prepared
+from regimes.study.compare.prepare import Data, made, prepared
 from regimes.study.compare.score import Run
 from regimes.study.compare.task import Fit, Task, attempt, losses
 from regimes.study.compare.verdict import Comparison, Rule, judge
@@ -172,8 +172,7 @@ class _Call:
         """All that is trained with a seed, checked."""
         torch.manual_seed(seed)
         source = self.source
-        module = source if isinstance(source, nn.Module) or not callable(source) else source(seed)
-        check_module(module)
+        module = made(source, seed)
         with exact(next(module.parameters(), torch.zeros(())).device):
             return self._of(module, seed)
 

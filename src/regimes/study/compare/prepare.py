@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regimes.core.batch import Inputs, check, count, take, tensors, transform
+from regimes.core.check import shown
 from regimes.core.derivative import Output, check_separable, plain
 from regimes.core.error import UserError
 from regimes.core.loss import CrossEntropy, Loss, Squared, cross_entropy, squared
@@ -17,7 +19,7 @@ from regimes.core.tree import trainable
 from regimes.study.compare.task import Columns, Part, Task, answers
 from regimes.train.program import choose_dtype
 
-__all__ = ["Data", "check_module", "prepared"]
+__all__ = ["Data", "made", "prepared"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +75,21 @@ def prepared(module: nn.Module, data: Data, seed: int) -> Task:
     return Task(network, train, Part(given[1], y_test), valid, loss, unit, c)
 
 
-def check_module(module: Any) -> None:
-    """Raise unless it is one."""
+def made(source: Any, seed: int) -> nn.Module:
+    """The module, or what the function from seed to module makes of this seed."""
+    expected = "expected a torch.nn.Module, or a function from seed to one"
+    module = source
+    if not isinstance(source, nn.Module) and callable(source):
+        try:
+            inspect.signature(source).bind(seed)
+        except TypeError as error:
+            raise UserError(f"`module`: got {shown(source)}, {expected}; with a seed: {error}") from error
+        except ValueError:  # written in C: nobody knows what it takes
+            pass
+        module = source(seed)
     if not isinstance(module, nn.Module):
-        raise UserError(
-            f"`module`: got {type(module).__name__}, expected a torch.nn.Module, or a function from seed to one"
-        )
+        raise UserError(f"`module`: got {type(module).__name__}, {expected}")
+    return module
 
 
 def _moved(value: Tensor, like: Tensor) -> Tensor:

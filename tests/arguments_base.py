@@ -1,0 +1,290 @@
+"""Good arguments for every public function: the table of ``tests/arguments.py``."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from regimes import measure, models
+from regimes.core import estimate, loss
+from regimes.core.state import State
+from regimes.core.tree import trainable
+from regimes.report import claim
+from regimes.study import Scale, Store, Study, grid
+from tests.report import lazy, synthetic
+from tests.study.toy import Toy
+
+__all__ = ["ABSTRACT", "BASES", "ENDLESS", "FOLDERS", "LEFT_OUT", "RECORDS", "network"]
+
+FOLDERS = ("control", "models", "data", "train", "measure", "study", "report")
+LEFT_OUT = {
+    "core": "the ground of the other folders, which hand it what they checked; what is `checked` there is tried",
+    "papers": "studies for the command line (tests/bad_commands.py); runs check their fields by themselves",
+}
+Arguments = dict[str, Any]
+
+# Values that the library hands out; nobody makes one.
+RECORDS = {
+    *("train.Descent", "train.Flow", "train.KernelPath", "train.KernelState"),
+    *(
+        "measure.Averaging",
+        "measure.Eigenpairs",
+        "measure.Fluctuation",
+        "measure.Forecast",
+        "measure.LayerForecast",
+    ),
+    *("measure.Row", "measure.StochasticEstimate", "measure.TangentOperator"),
+    *("study.Comparison", "study.Failure", "study.Forecast", "study.Interrupted", "study.Result"),
+    *("study.estimate.Estimate", "report.claim.Estimate", "report.fit.PowerLaw", "report.page.Shown"),
+    *("data.Teacher", "data.Dataset", "data.Split"),
+}
+# Interfaces; a run checks its fields by itself (tests/study/test_run.py).
+ABSTRACT = {"measure.Probe", "measure.Snapshot", "study.Run", "report.page.Described"}
+
+
+def inputs(n: int = 4) -> Tensor:
+    return torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+
+
+def signs(n: int = 4) -> Tensor:
+    return 1.0 - 2.0 * (torch.arange(n) % 2).double()
+
+
+def network() -> nn.Module:
+    return models.mlp(3, 4, 1)
+
+
+def parameters(shift: float = 0.0) -> dict[str, Tensor]:
+    return {name: value.detach() + shift for name, value in trainable(network()).items()}
+
+
+def kernel() -> Tensor:
+    return measure.ntk(network(), inputs(), reduce="trace")
+
+
+@functools.cache
+def rows() -> pd.DataFrame:
+    return synthetic.study(widths=(16, 32, 64), seeds=2)
+
+
+@functools.cache
+def lazy_rows() -> pd.DataFrame:
+    return lazy.laws_obeyed()
+
+
+def folder() -> Path:
+    return Path(tempfile.mkdtemp())
+
+
+def study() -> Study:
+    return Study(
+        "toys", "Toys", [Toy], {"quick": Scale(lambda settings: grid(Toy, width=[1, 2]), "1 s", "two")}
+    )
+
+
+def statement() -> claim.Claim:
+    return claim.Claim("R1", "Toys", "One is one.", 1.0, "table 1", (0.0, 2.0), one)
+
+
+def one(frame: pd.DataFrame) -> estimate.Estimate:
+    return estimate.Estimate(1.0, 0.5, 1.5, 3)
+
+
+def draw(frame: pd.DataFrame) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure()
+
+
+NET: Mapping[str, Callable[[], Any]] = {"module": network, "x": inputs}
+SIZES: Mapping[str, Any] = {"seed": 0, "dtype": torch.float64, "symmetric": False}
+TRAINED: Mapping[str, Callable[[], Any]] = {"modules": network, "inputs": inputs, "targets": signs}
+
+
+def of(fields: Mapping[str, Callable[[], Any]], **more: Any) -> Callable[[], Arguments]:
+    """A table of factories, and values, as one factory."""
+    return lambda: {name: make() for name, make in fields.items()} | more
+
+
+def values(**fields: Any) -> Callable[[], Arguments]:
+    return lambda: dict(fields)
+
+
+FRAME = lambda: {"frame": rows()}  # noqa: E731
+MEMBERS = np.array([[1.0, -1.0, 2.0], [2.0, -1.0, 1.0], [1.5, -2.0, -1.0]])
+FIGURES = {
+    **{
+        f"report.figure.{name}": FRAME
+        for name in ("crossover", "crossover_by_law", "ensemble_error", "fluctuation", "fluctuation_width")
+    },
+    **{
+        f"report.figure.{name}": FRAME
+        for name in ("kernel_change", "learning_time", "phase_diagram", "test_error", "weight_change")
+    },
+    **{f"report.figure_frozen.{name}": FRAME for name in ("frozen_error", "regime_error")},
+    **{
+        f"report.figure_lazy.{name}": lambda: {"frame": lazy_rows()}
+        for name in ("accuracy_stability", "lazy_rates", "neuron_paths", "student_loss", "student_width")
+    },
+    "report.figure_spectrum.kernel_spectrum": lambda: {"frame": lazy_rows()},
+}
+BASES: dict[str, Callable[[], Arguments]] = {
+    "core.activation.Softplus": values(),
+    "core.estimate.jackknife": values(samples=[[1.0, 2.0, 3.0]], statistic=np.mean),
+    "core.estimate.paired_share": values(first=3, second=1, n=9),
+    "core.estimate.positive": values(values=np.array([1.0, 2.0]), name="values"),
+    "core.estimate.quantile": values(freedom=3.0),
+    "core.estimate.share": values(count=3, n=9),
+    "core.layer.Scaling": values(),
+    "core.layer.ToImage": values(channels=1, height=2, width=3),
+    "core.loss.SoftHinge": values(),
+    "core.loss.Squared": values(),
+    "control.Law": values(name="mine", in_weights=False, output_power=0.0, fast=False, alpha_star=-0.5),
+    "control.Linearized": of({"network": network}),
+    "control.Scaled": of({"network": network}, alpha=2.0),
+    "control.law": values(name="ntk"),
+    "control.linearize": of({"module": network}),
+    "control.rates": of({"module": network}),
+    "control.scale": of({"module": network}, alpha=2.0),
+    "control.table": of({"module": network}),
+    "control.unscaled": of({"module": network}),
+    "models.cnn": values(channels=1, width=2, **SIZES),
+    "models.mlp": values(inputs=3, width=4, depth=1, **SIZES),
+    "models.resnet": values(width_factor=0.01, **SIZES),
+    "models.two_layer": values(inputs=3, width=4, **SIZES),
+    "models.vgg": values(width_factor=0.01, size=9, **SIZES),
+    "data.fetch": of({"directory": folder}, name="digits", server="http://127.0.0.1:9"),
+    "data.load": of({"directory": folder}, train=20, test=10, probe=5),
+    "data.teacher": values(inputs=3, train=5, test=4, probe=2),
+    "train.Tolerance": values(),
+    "train.descent": of(TRAINED, lr=0.1, steps=2),
+    "train.flow": of(TRAINED, max_steps=2),
+    "train.kernel": of({"kernel": kernel, "targets": signs}, max_steps=2),
+    "measure.Error": of({"inputs": inputs, "targets": signs}),
+    "measure.Gap": of({"inputs": inputs}),
+    "measure.KernelDrift": of({"inputs": inputs, "targets": signs}),
+    "measure.Movement": values(),
+    "measure.Outputs": of({"inputs": inputs}),
+    "measure.Pattern": of({"inputs": inputs}),
+    "measure.Times": values(),
+    "measure.alignment": of({"k": kernel, "y": signs}),
+    "measure.averaging": of({"targets": signs}, outputs=inputs().T),
+    "measure.drift": of({"k": kernel, "k0": kernel}),
+    "measure.error_rate": of({"targets": signs}, outputs=inputs()[:, 0]),
+    "measure.fluctuation": values(outputs=inputs().T),
+    "measure.gap": of(NET, origin=parameters(0.1)),
+    "measure.kappa": of(NET, y=signs(), starts=2),
+    "measure.kernel_distance": of({"k": kernel, "k0": kernel}),
+    "measure.linearized": of(NET, origin=parameters(0.1)),
+    "measure.log_spaced": values(per_decade=4),
+    "measure.movement": lambda: {"parameters": parameters(0.1), "origin": parameters()},
+    "measure.ntk": lambda: {"module": network(), "x1": inputs(), "x2": inputs(3), "parameters": parameters()},
+    "measure.ntk_forecast": lambda: {"module": network(), "x1": inputs(), "parameters": parameters()},
+    "measure.ntk_operator": of(NET, parameters=parameters()),
+    "measure.ntk_sketch": lambda: {"module": network(), "x1": inputs(), "probes": 2},
+    "measure.observe": lambda: {"states": [State.of(network(), step=1)], "probes": [measure.Movement()]},
+    "measure.pattern": of(NET, origin=parameters(0.1)),
+    "study.Option": values(type=int, default=1),
+    "study.Scale": values(sweep=lambda settings: grid(Toy, width=1), cost="1 s", description="one"),
+    "study.Store": of({"out": folder}, classes=[Toy]),
+    "study.Study": lambda: {"name": "toys", "title": "Toys", "runs": [Toy], "scales": study().scales},
+    "study.bisection": values(run=Toy, axis="x", column="value", level=1.0, start=[0.1, 10.0], width=1),
+    "study.combine": lambda: {"sweeps": (grid(Toy, width=1),)},
+    "study.estimate.array": values(values=[1.0, 2.0]),
+    "study.estimate.jackknife": values(samples=[[1.0, 2.0, 3.0]], statistic=np.mean),
+    "study.estimate.mean": values(values=[1.0, 2.0, 3.0]),
+    "study.estimate.paired_share": values(first=3, second=1, n=9),
+    "study.estimate.positive": values(values=np.array([1.0, 2.0]), name="values"),
+    "study.estimate.quantile": values(freedom=3.0),
+    "study.estimate.share": values(count=3, n=9),
+    "study.estimate.two_way": values(values=MEMBERS),
+    "study.estimate.two_way_variances": values(values=MEMBERS),
+    "study.forecast_study": of({"study": study, "out": folder}, scale="quick"),
+    "study.grid": values(run=Toy, width=[1, 2]),
+    "study.keep_memory": values(),
+    "study.load_study_file": values(path=str(Path(__file__).parent / "study" / "toy.py")),
+    "study.parse_settings": values(texts=["a=1"]),
+    "study.read_record": lambda: {"store": Store(folder())},
+    "study.run_study": of({"study": study, "out": folder}, scale="quick", quiet=True),
+    "study.would_linear_do": lambda: {
+        "module": models.mlp(3, 4, 1),
+        "x": inputs(8),
+        "y": signs(8),
+        "x_test": inputs(6),
+        "y_test": signs(6),
+        "loss": loss.squared,
+        "lr": 0.1,
+        "epochs": 2,
+    },
+    "report.claim.Claim": lambda: {
+        "id": "R1",
+        "paper": "Toys",
+        "claim": "One is one.",
+        "reference": 1.0,
+        "origin": "table 1",
+        "range": (0.0, 2.0),
+        "statistic": one,
+    },
+    "report.claim.dumps": values(rows=[{"id": "R1", "value": 1.0}]),
+    "report.claim.judge": lambda: {"claim": statement(), "frame": rows()},
+    "report.claim.verdict": lambda: {"estimate": one(rows()), "allowed": (0.0, 2.0)},
+    "report.claim.verdicts": lambda: {"claims": [statement()], "frame": rows()},
+    "report.ensemble.ensemble": lambda: {"frame": rows(), "by": ["width"]},
+    "report.ensemble.ensemble_error": values(members=MEMBERS, targets=np.array([1.0, -1.0, 1.0])),
+    "report.ensemble.outputs": lambda: {"rows": rows()[rows()["status"] == "finished"]},
+    "report.ensemble.single_error": values(members=MEMBERS, targets=np.array([1.0, -1.0, 1.0])),
+    "report.ensemble.variance": values(members=MEMBERS),
+    "report.fit.crossing": values(x=[1.0, 2.0, 3.0], y=[0.1, 0.5, 2.0], level=1.0),
+    "report.fit.local_exponents": values(x=[1.0, 2.0, 4.0], y=[1.0, 2.0, 4.0]),
+    "report.fit.power_law": values(x=[1.0, 2.0, 4.0, 8.0], y=[1.0, 2.1, 3.9, 8.0], window=(0.5, 9.0)),
+    "report.frozen.by_seed": lambda: {"rows": rows(), "column": "test_error"},
+    "report.frozen.networks": FRAME,
+    "report.frozen.regimes": lambda: {"rows": rows()},
+    "report.page.build": lambda: {"store": folder(), "study": study(), "frame": rows()},
+    "report.page.draw": lambda: {"entry": ("one", "One", draw, "A figure."), "frame": rows()},
+    "report.page.render": lambda: {"study": study(), "found": [], "shown": [], "frame": rows(), "record": {}},
+    "report.page.headline": values(found=[{"verdict": "reproduced"}]),
+    "report.plane.curve_law": lambda: {"rows": curves(), "column": "dK", "window": (0.01, 3.0)},
+    "report.plane.star_law": lambda: {"table": stars()},
+    "report.plane.variance_law": lambda: {
+        "widths": [16, 32, 64],
+        "samples": [MEMBERS, MEMBERS / 2, MEMBERS / 4],
+    },
+    "report.table.ends": FRAME,
+    "report.table.ensembles": lambda: {"rows": rows()[rows()["status"] == "finished"]},
+    "report.table.filled": FRAME,
+    "report.table.last": FRAME,
+    "report.table.named": values(keys=["a"], values=1.0),
+    "report.table.need": lambda: {"frame": rows(), "columns": ["width"]},
+    "report.table.panels": FRAME,
+    "report.table.summary": lambda: {"frame": rows(), "by": ["width"], "column": "test_error"},
+    "report.table.tidy": FRAME,
+    "report.table.transition": FRAME,
+    **FIGURES,
+}
+
+
+@functools.cache
+def curves() -> pd.DataFrame:
+    from regimes.report import table
+
+    return table.tidy(rows())
+
+
+@functools.cache
+def stars() -> pd.DataFrame:
+    from regimes.report import table
+
+    return table.transition(rows())
+
+
+# How often something is done: it is done for as long as that takes.
+ENDLESS = {("measure.kappa", "starts"), ("study.would_linear_do", "epochs")}

@@ -1,0 +1,211 @@
+"""Which odd values a public function takes, each with the reason: the rules of ``tests/arguments.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RULES", "Rule"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Odd values that are right, or do no harm.
+
+    Attributes:
+        reason: why.
+        functions: names, separated by blanks; "*" for every function that has such a parameter.
+        parameters: names, separated by blanks.
+        values: names of bad values, separated by commas.
+    """
+
+    reason: str
+    functions: str
+    parameters: str
+    values: str
+
+    @property
+    def pairs(self) -> frozenset[tuple[str, str]]:
+        """The parameters with the values."""
+        values = [each.strip() for each in self.values.split(",")]
+        return frozenset((name, value) for name in self.parameters.split() for value in values)
+
+    def allows(self, function: str, parameter: str, bad: str) -> bool:
+        """Whether this function takes this value of this parameter."""
+        named = self.functions == "*" or function in self.functions.split()
+        return named and (parameter, bad) in self.pairs
+
+
+SHARES = "study.estimate.share study.estimate.paired_share core.estimate.share core.estimate.paired_share"
+SIGNED = "minus one, zero, infinite, minus infinite"
+HUGE = "huge 0, huge 1"
+ENDS = "report.figure.ensemble_error report.figure.fluctuation_width"
+PAGES = "report.page.build report.page.draw report.page.render"
+RULES = (
+    Rule(
+        "half precision is widened, and its values are numbers",
+        "*",
+        "inputs outputs targets k k0 kernel x x_test y y_test",
+        "half precision",
+    ),
+    Rule("class scores may be whole numbers", "measure.error_rate", "outputs", "whole numbers"),
+    Rule(
+        "a diverged network decides nothing, which counts as wrong",
+        "measure.error_rate measure.averaging",
+        "outputs",
+        "nan, infinite",
+    ),
+    Rule(
+        "(m, n) and (m, n, c) are both outputs of members",
+        "measure.fluctuation",
+        "outputs",
+        "wider, one axis more",
+    ),
+    Rule(
+        "an alignment with 0 and 1 is that of an uncentred target",
+        "measure.alignment measure.KernelDrift",
+        "y targets",
+        "truths",
+    ),
+    Rule(
+        "a power of the width may be any finite number",
+        "control.Law",
+        "output_power alpha_star",
+        "minus one, zero",
+    ),
+    Rule("a power of m may be any finite number", "models.two_layer", "scaling", "minus one, zero, number"),
+    Rule("a network without parameters is one", "*", "module network", "without parameters"),
+    Rule("any whole number of 64 bits is a seed of torch's generator", "*", "seed", f"zero, {HUGE}"),
+    Rule(
+        "any whole number of 64 bits is a seed of torch's generator",
+        "models.cnn models.mlp models.resnet models.two_layer models.vgg measure.ntk_sketch study.bisection",
+        "seed",
+        "minus one",
+    ),
+    Rule("several seeds are averaged over", "study.bisection", "seed", "list, array"),
+    Rule("where no seed changes anything, one is enough", "study.would_linear_do", "seeds", HUGE),
+    Rule("as much as there is is taken", "data.load data.teacher", "probe", HUGE),
+    Rule("as much as there is is taken", "*", "batch_size memory", HUGE),
+    Rule("images tell what a padding costs, and there are none yet", "models.cnn", "padding", HUGE),
+    Rule("0 is none", "models.cnn", "padding", "zero"),
+    Rule(
+        "no step is a run that ends at its start",
+        "train.descent train.flow train.kernel",
+        "steps max_steps max_seconds",
+        "zero",
+    ),
+    Rule("a limit that is never met", "train.descent", "steps", HUGE),
+    Rule(
+        "a limit that is never met",
+        "train.descent train.flow train.kernel train.Tolerance",
+        "max_steps max_seconds gradient output",
+        "infinite",
+    ),
+    Rule("a limit that is never met", "study.bisection report.table.transition", "factor reach", "infinite"),
+    Rule(
+        "a rate of 0 moves nothing, one above 1 is a rate",
+        "train.descent study.would_linear_do",
+        "lr",
+        "zero, number",
+    ),
+    Rule("0 is none", "*", "momentum ridge validation margin tau", "zero"),
+    Rule("one for each member", "train.flow", "tau", "number, list"),
+    Rule(
+        "none of n is a share, of any n",
+        SHARES,
+        "count first second",
+        "zero",
+    ),
+    Rule("none of n is a share, of any n", SHARES, "n", HUGE),
+    Rule(
+        "without freedom there is no quantile (nan), with infinite it is the normal one",
+        "study.estimate.quantile core.estimate.quantile",
+        "freedom",
+        "zero, infinite",
+    ),
+    Rule(
+        "what is missing is nan, and a column may be called a frame",
+        "study.estimate.array",
+        "values",
+        "empty, other columns, list, of None",
+    ),
+    Rule("a column may be called a frame", "study.estimate.mean", "values", "other columns"),
+    Rule("a loss, or a column, may be negative", "measure.Times study.bisection", "level", "minus one, zero"),
+    Rule("the two ends nearest to it are drawn", ENDS, "feature lazy", SIGNED),
+    Rule(
+        "words are free",
+        "*",
+        "title help cost description paper command name column unit claim id",
+        "empty, nonsense",
+    ),
+    Rule("words are free", "report.claim.Claim", "origin", "empty, nonsense"),
+    Rule(
+        "a published value is a number or words",
+        "report.claim.Claim",
+        "reference",
+        f"{SIGNED}, number, empty, nonsense",
+    ),
+    Rule("words of a column are free, one or several", "study.bisection", "usable", "empty, nonsense, list"),
+    Rule("a place where nothing is yet", "*", "out directory", "nonsense, not there"),
+    Rule("a place where nothing is yet", "report.page.build", "store", "nonsense"),
+    Rule(
+        "a place that is not looked at before it is needed",
+        "study.run_study study.Study",
+        "data source",
+        "not there",
+    ),
+    Rule(
+        "no rows is a state of a study: the page says so",
+        PAGES + " report.claim.judge report.claim.verdicts report.table.filled report.table.panels",
+        "frame",
+        "empty, other columns",
+    ),
+    Rule("the last rows of none are none", "report.table.last", "frame", "empty"),
+    Rule("nothing to do is done", "*", "columns texts classes probes found shown notes split", "empty"),
+    Rule("a factor may be any finite number", "core.activation.Softplus", "a", "minus one, zero"),
+    Rule("a factor may be any finite number", "core.layer.Scaling", "multiplier", "minus one, zero"),
+    Rule("a layer may start at 0, and be frozen", "core.layer.Scaling", "std rate bias_rate", "zero"),
+    Rule(
+        "images tell that they do not fit, and there are none yet",
+        "core.layer.ToImage",
+        "channels height width",
+        HUGE,
+    ),
+    Rule("0 asks for an exact fit", "core.loss.Squared", "tolerance", "zero"),
+    Rule(
+        "numbers are read one after another, whatever their shape",
+        "study.estimate.array study.estimate.mean",
+        "values",
+        "shape (), one row, list of numbers",
+    ),
+    Rule(
+        "numbers are read one after another", "report.fit.crossing report.fit.local_exponents", "y", "one row"
+    ),
+    Rule(
+        "one member, or one row of numbers",
+        "report.ensemble.ensemble_error report.ensemble.single_error report.ensemble.variance",
+        "members",
+        "one row",
+    ),
+    Rule(
+        "a diverged member decides nothing, which counts as wrong",
+        "report.ensemble.ensemble_error report.ensemble.single_error",
+        "members",
+        "nan",
+    ),
+    Rule(
+        "what is missing stays missing",
+        "study.estimate.array study.estimate.positive core.estimate.positive "
+        "study.estimate.two_way study.estimate.two_way_variances",
+        "values",
+        "nan",
+    ),
+    Rule(
+        "of any shape, and of none it is true",
+        "study.estimate.positive core.estimate.positive",
+        "values",
+        "shape (), empty, one row",
+    ),
+    Rule(
+        "one label for all is one group, which counts as none", "report.fit.power_law", "groups", "shape ()"
+    ),
+)
