@@ -235,7 +235,7 @@ def test_leaves_the_module_as_it_was() -> None:
     module, x = NETWORKS["mlp"](), inputs()
     origin = start_of(module)
     measure.pattern(module, x, origin=origin, parameters=moved(origin, 0.5))
-    with pytest.raises(UserError, match="`x`: got torch.float64 .3, 5."):
+    with pytest.raises(UserError, match=r"`x`: got torch.float64 .3, 5."):
         measure.pattern(module, torch.randn(3, D + 1, dtype=F64), origin=origin)
     assert all(torch.equal(p, origin[name]) for name, p in module.named_parameters())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
