@@ -69,15 +69,23 @@ class Public(Directive):
 
 
 def entry(module: ModuleType, name: str) -> list[str]:
-    """The lines that document one public name; a public file is documented whole."""
+    """The lines that document one public name; a public file is documented whole, each name where it is defined."""
     value = getattr(module, name)
     if inspect.ismodule(value):
-        return [f".. rubric:: {name}", "", f".. automodule:: {value.__name__}", "   :members:"]
+        lines = [f".. rubric:: {name}", "", f".. automodule:: {value.__name__}", "   :members:"]
+        others = [one for one in value.__all__ if is_from_elsewhere(value, one)]
+        return [*lines, f"   :exclude-members: {', '.join(others)}"] if others else lines
     if inspect.isclass(value):
         return [f".. autoclass:: {module.__name__}.{name}", "   :members:"]
     if inspect.isroutine(value):
         return [f".. autofunction:: {module.__name__}.{name}"]
     return [f".. py:data:: {module.__name__}.{name}", "", *(f"   {line}" for line in comment(module, name))]
+
+
+def is_from_elsewhere(module: ModuleType, name: str) -> bool:
+    """Whether a public name of a file is a class or function that another file defines, and documents."""
+    value = getattr(module, name)
+    return (inspect.isclass(value) or inspect.isroutine(value)) and value.__module__ != module.__name__
 
 
 def comment(module: ModuleType, name: str) -> list[str]:
