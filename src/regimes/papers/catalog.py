@@ -62,7 +62,11 @@ CATALOG = {
             "Geiger, Spigler, Jacot, Wyart: Disentangling feature and lazy training in deep neural networks. "
             "J. Stat. Mech. 2020, arXiv:1906.08034",
             ("R6", "R7", "R8", "R9", "R10", "R11", "R12", "R13", "R14"),
-            ("2 minutes on 2 cores", "30 minutes on 2 cores", "days on one GPU; a cluster for all of it"),
+            (
+                "2 to 4 minutes on 2 cores",
+                "30 minutes on 2 cores",
+                "days on one GPU; a cluster for all of it",
+            ),
             module="regimes.papers.feature_lazy",
         ),
         Entry(

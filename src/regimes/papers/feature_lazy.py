@@ -327,7 +327,7 @@ STUDY = Study(
     scales={
         "quick": Scale(
             lambda settings: _sweep("quick", settings),
-            "2 minutes on 2 cores",
+            "2 to 4 minutes on 2 cores",
             "digits on 10 principal components, 200 training points, two hidden layers; frozen kernels of such a "
             "network",
             {"frozen": 3},
