@@ -145,8 +145,8 @@ def test_of_a_gap_is_the_jackknife_over_samples() -> None:
     assert ends(start) == [0, 0, 0]
 
 
-# Coverage: the truth is what all of so many points give, of which each probe has a few.
-_POINTS = 1200
+# Coverage: the truth is what all points give; of so many that a probe, drawn without replacement, is a few per cent.
+_POINTS = 2500
 
 
 @cache
