@@ -12,6 +12,7 @@ from regimes.core.batch import check_finite
 from regimes.core.check import checked
 from regimes.core.decision import wrong
 from regimes.core.error import UserError
+from regimes.core.estimate import jackknife_variance
 
 __all__ = ["Averaging", "Fluctuation", "averaging", "fluctuation"]
 
@@ -65,8 +66,7 @@ def _members(outputs: Tensor) -> Tensor:
 
 def _jackknife(estimates: Tensor) -> float:
     """The standard error from the M estimates that leave one member out."""
-    m = len(estimates)
-    return math.sqrt((m - 1) / m * float((estimates - estimates.mean()).square().sum()))
+    return math.sqrt(jackknife_variance(estimates.double().cpu().numpy()))
 
 
 @checked
