@@ -18,9 +18,10 @@ from pathlib import Path
 from regimes.study import Store, load_study_file, run_study
 
 STUDY = '''
+from regimes.core import estimate
 from regimes.report.claim import Claim
 from regimes.report.style import canvas
-from regimes.study import Option, Run, Scale, Study, estimate, grid
+from regimes.study import Option, Run, Scale, Study, grid
 
 MEASURED = {f"m{i}": float for i in range(30)}
 

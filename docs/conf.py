@@ -83,9 +83,10 @@ def entry(module: ModuleType, name: str) -> list[str]:
 
 
 def is_from_elsewhere(module: ModuleType, name: str) -> bool:
-    """Whether a public name of a file is a class or function that another file defines, and documents."""
+    """Whether a public name of a file (or a folder of files) is a class or function that is defined elsewhere."""
     value = getattr(module, name)
-    return (inspect.isclass(value) or inspect.isroutine(value)) and value.__module__ != module.__name__
+    own = f"{module.__name__}."
+    return (inspect.isclass(value) or inspect.isroutine(value)) and not f"{value.__module__}.".startswith(own)
 
 
 def comment(module: ModuleType, name: str) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regimes import data, models, study
+from regimes import compare, data, models
 from regimes.core.loss import squared
 
 torch.set_num_threads(1)
@@ -22,19 +22,19 @@ def signs(samples: int, seed: int) -> tuple[Tensor, Tensor]:
     return x, x[:, :2].prod(1)
 
 
-def digits() -> study.Comparison:
+def digits() -> compare.Comparison:
     """Ten classes, a network of one hidden layer that is 0 at the start."""
     found = data.load("digits", train=400, flat=True)
     network = models.mlp(64, width=128, depth=1, outputs=10, symmetric=True)
     part = (found.train.x, found.train.y, found.test.x, found.test.y)
-    return study.would_linear_do(network, *part, epochs=20, batch_size=25, seeds=1, reduce="trace")
+    return compare.would_linear_do(network, *part, epochs=20, batch_size=25, seeds=1, reduce="trace")
 
 
-def product() -> study.Comparison:
+def product() -> compare.Comparison:
     """Two classes that no input tells alone, a narrow network with small weights."""
     network = models.two_layer(12, 32, scaling="1", tau=0.1, symmetric=True)
     settings = {"epochs": 50, "batch_size": 20, "seeds": 1, "loss": squared}
-    return study.would_linear_do(network, *signs(300, 0), *signs(1000, 1), **settings)
+    return compare.would_linear_do(network, *signs(300, 0), *signs(1000, 1), **settings)
 
 
 def main() -> None:

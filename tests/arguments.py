@@ -48,9 +48,8 @@ SECONDS = 60
 # What a message may name in the place of these parameters: an option of the command line, or what they hold.
 ALIASES: Mapping[tuple[str, str], Sequence[str]] = {
     # The name that the message shall say is itself the bad value.
-    ("study.estimate.positive", "name"): ("",),
     ("core.estimate.positive", "name"): ("",),
-    ("study.estimate.array", "name"): ("",),
+    ("core.estimate.array", "name"): ("",),
     ("report.table.need", "name"): ("",),
     ("study.bisection", "axis"): ("` is no field of", "no such thing"),
     ("study.forecast_study", "on"): ("--on",),

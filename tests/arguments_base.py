@@ -24,7 +24,7 @@ from tests.study.toy import Toy
 
 __all__ = ["ABSTRACT", "BASES", "ENDLESS", "FOLDERS", "LEFT_OUT", "RECORDS", "network"]
 
-FOLDERS = ("control", "models", "data", "train", "measure", "study", "report")
+FOLDERS = ("control", "models", "data", "train", "measure", "compare", "study", "report")
 LEFT_OUT = {
     "core": "the ground of the other folders, which hand it what they checked; what is `checked` there is tried",
     "papers": "studies for the command line (tests/bad_commands.py); runs check their fields by themselves",
@@ -42,8 +42,8 @@ RECORDS = {
         "measure.LayerForecast",
     ),
     *("measure.Row", "measure.StochasticEstimate", "measure.TangentOperator"),
-    *("study.Comparison", "study.Failure", "study.Forecast", "study.Interrupted", "study.Result"),
-    *("study.estimate.Estimate", "report.claim.Estimate", "report.fit.PowerLaw", "report.page.Shown"),
+    *("compare.Comparison", "study.Failure", "study.Forecast", "study.Interrupted", "study.Result"),
+    *("report.claim.Estimate", "report.fit.PowerLaw", "report.page.Shown"),
     *("data.Teacher", "data.Dataset", "data.Split"),
 }
 # Interfaces; a run checks its fields by itself (tests/study/test_run.py).
@@ -138,11 +138,15 @@ FIGURES = {
 }
 BASES: dict[str, Callable[[], Arguments]] = {
     "core.activation.Softplus": values(),
+    "core.estimate.array": values(values=[1.0, 2.0]),
     "core.estimate.jackknife": values(samples=[[1.0, 2.0, 3.0]], statistic=np.mean),
+    "core.estimate.mean": values(values=[1.0, 2.0, 3.0]),
     "core.estimate.paired_share": values(first=3, second=1, n=9),
     "core.estimate.positive": values(values=np.array([1.0, 2.0]), name="values"),
     "core.estimate.quantile": values(freedom=3.0),
     "core.estimate.share": values(count=3, n=9),
+    "core.estimate.two_way": values(values=MEMBERS),
+    "core.estimate.two_way_variances": values(values=MEMBERS),
     "core.layer.Scaling": values(),
     "core.layer.ToImage": values(channels=1, height=2, width=3),
     "core.loss.SoftHinge": values(),
@@ -198,15 +202,6 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "study.Study": lambda: {"name": "toys", "title": "Toys", "runs": [Toy], "scales": study().scales},
     "study.bisection": values(run=Toy, axis="x", column="value", level=1.0, start=[0.1, 10.0], width=1),
     "study.combine": lambda: {"sweeps": (grid(Toy, width=1),)},
-    "study.estimate.array": values(values=[1.0, 2.0]),
-    "study.estimate.jackknife": values(samples=[[1.0, 2.0, 3.0]], statistic=np.mean),
-    "study.estimate.mean": values(values=[1.0, 2.0, 3.0]),
-    "study.estimate.paired_share": values(first=3, second=1, n=9),
-    "study.estimate.positive": values(values=np.array([1.0, 2.0]), name="values"),
-    "study.estimate.quantile": values(freedom=3.0),
-    "study.estimate.share": values(count=3, n=9),
-    "study.estimate.two_way": values(values=MEMBERS),
-    "study.estimate.two_way_variances": values(values=MEMBERS),
     "study.forecast_study": of({"study": study, "out": folder}, scale="quick"),
     "study.grid": values(run=Toy, width=[1, 2]),
     "study.keep_memory": values(),
@@ -214,7 +209,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "study.parse_settings": values(texts=["a=1"]),
     "study.read_record": lambda: {"store": Store(folder())},
     "study.run_study": of({"study": study, "out": folder}, scale="quick", quiet=True),
-    "study.would_linear_do": lambda: {
+    "compare.would_linear_do": lambda: {
         "module": models.mlp(3, 4, 1),
         "x": inputs(8),
         "y": signs(8),
@@ -287,4 +282,4 @@ def stars() -> pd.DataFrame:
 
 
 # How often something is done: it is done for as long as that takes.
-ENDLESS = {("measure.kappa", "starts"), ("study.would_linear_do", "epochs")}
+ENDLESS = {("measure.kappa", "starts"), ("compare.would_linear_do", "epochs")}

@@ -35,7 +35,7 @@ class Rule:
         return named and (parameter, bad) in self.pairs
 
 
-SHARES = "study.estimate.share study.estimate.paired_share core.estimate.share core.estimate.paired_share"
+SHARES = "core.estimate.share core.estimate.paired_share"
 SIGNED = "minus one, zero, infinite, minus infinite"
 HUGE = "huge 0, huge 1"
 ENDS = "report.figure.ensemble_error report.figure.fluctuation_width"
@@ -82,7 +82,7 @@ RULES = (
         "minus one",
     ),
     Rule("several seeds are averaged over", "study.bisection", "seed", "list, array"),
-    Rule("where no seed changes anything, one is enough", "study.would_linear_do", "seeds", HUGE),
+    Rule("where no seed changes anything, one is enough", "compare.would_linear_do", "seeds", HUGE),
     Rule("as much as there is is taken", "data.load data.teacher", "probe", HUGE),
     Rule("as much as there is is taken", "*", "batch_size memory", HUGE),
     Rule("images tell what a padding costs, and there are none yet", "models.cnn", "padding", HUGE),
@@ -103,7 +103,7 @@ RULES = (
     Rule("a limit that is never met", "study.bisection report.table.transition", "factor reach", "infinite"),
     Rule(
         "a rate of 0 moves nothing, one above 1 is a rate",
-        "train.descent study.would_linear_do",
+        "train.descent compare.would_linear_do",
         "lr",
         "zero, number",
     ),
@@ -118,17 +118,16 @@ RULES = (
     Rule("none of n is a share, of any n", SHARES, "n", HUGE),
     Rule(
         "without freedom there is no quantile (nan), with infinite it is the normal one",
-        "study.estimate.quantile core.estimate.quantile",
+        "core.estimate.quantile",
         "freedom",
         "zero, infinite",
     ),
     Rule(
-        "what is missing is nan, and a column may be called a frame",
-        "study.estimate.array",
+        "what is missing is nan",
+        "core.estimate.array",
         "values",
-        "empty, other columns, list, of None",
+        "empty, list, of None",
     ),
-    Rule("a column may be called a frame", "study.estimate.mean", "values", "other columns"),
     Rule("a loss, or a column, may be negative", "measure.Times study.bisection", "level", "minus one, zero"),
     Rule("the two ends nearest to it are drawn", ENDS, "feature lazy", SIGNED),
     Rule(
@@ -173,7 +172,7 @@ RULES = (
     Rule("0 asks for an exact fit", "core.loss.Squared", "tolerance", "zero"),
     Rule(
         "numbers are read one after another, whatever their shape",
-        "study.estimate.array study.estimate.mean",
+        "core.estimate.array core.estimate.mean",
         "values",
         "shape (), one row, list of numbers",
     ),
@@ -194,14 +193,13 @@ RULES = (
     ),
     Rule(
         "what is missing stays missing",
-        "study.estimate.array study.estimate.positive core.estimate.positive "
-        "study.estimate.two_way study.estimate.two_way_variances",
+        "core.estimate.array core.estimate.positive core.estimate.two_way core.estimate.two_way_variances",
         "values",
         "nan",
     ),
     Rule(
         "of any shape, and of none it is true",
-        "study.estimate.positive core.estimate.positive",
+        "core.estimate.positive",
         "values",
         "shape (), empty, one row",
     ),

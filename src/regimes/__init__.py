@@ -5,6 +5,7 @@ from types import ModuleType
 
 __all__ = [
     "__version__",
+    "compare",
     "control",
     "core",
     "data",

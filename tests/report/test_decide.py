@@ -17,16 +17,17 @@ from typer.testing import CliRunner, Result
 
 from regimes.cli import app
 from regimes.core.error import UserError
+from regimes.core.estimate import Estimate, mean, quantile
 from regimes.report import page
 from regimes.report.claim import Claim, verdicts
 from regimes.report.decide import share_needed, units_needed, with_ways
 from regimes.study import Option, Scale, Study, execute, grid, run_study
-from regimes.study.estimate import Estimate, mean, quantile
 from tests.study.toy import Toy
 
 FILE = '''
+from regimes.core import estimate
 from regimes.report.claim import Claim
-from regimes.study import Option, Run, Scale, Study, estimate, grid
+from regimes.study import Option, Run, Scale, Study, grid
 
 
 class Draw(Run):

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from regimes.core.error import UserError
+from regimes.core.estimate import array
 from regimes.report.table import ends, need, panels, summary, tidy, transition
-from regimes.study.estimate import array
 from tests.report import synthetic
 
 

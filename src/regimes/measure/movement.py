@@ -46,7 +46,7 @@ def movement(
     parameters, cannot be told from the rest and count as what has not moved.
 
     There is no interval: a probe is a sample of inputs, but dW is a number of one run, without inputs. Its scatter is
-    that over seeds (:func:`regimes.study.estimate.mean`).
+    that over seeds (:func:`regimes.core.estimate.mean`).
 
     Args:
         parameters: w by name, as ``State.parameters``, or a state dict.

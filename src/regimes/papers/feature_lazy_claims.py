@@ -10,12 +10,12 @@ import pandas as pd
 
 from regimes.control.width import LAWS
 from regimes.core.error import UserError
+from regimes.core.estimate import Estimate, jackknife
 from regimes.papers.feature_lazy_frozen_claims import frozen_claims
 from regimes.report.claim import Claim
 from regimes.report.ensemble import ensemble_error, outputs
 from regimes.report.plane import curve_law, star_law, variance_law
 from regimes.report.table import ends, ensembles, need, panels, tidy, transition
-from regimes.study.estimate import Estimate, jackknife
 
 __all__ = ["claims"]
 

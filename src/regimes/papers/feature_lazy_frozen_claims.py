@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from regimes.core.error import UserError
+from regimes.core.estimate import Estimate, jackknife, mean
 from regimes.report.claim import Claim
 from regimes.report.ensemble import ensemble_error, outputs
 from regimes.report.frozen import by_seed, networks, regimes
-from regimes.study.estimate import Estimate, jackknife, mean
 
 __all__ = ["frozen_claims"]
 

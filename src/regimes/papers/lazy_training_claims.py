@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from regimes.core.error import UserError
+from regimes.core.estimate import Estimate, array, jackknife, mean
 from regimes.report.claim import Claim
 from regimes.report.fit import power_law
 from regimes.report.table import last, need
-from regimes.study.estimate import Estimate, array, jackknife, mean
 
 __all__ = ["PAPER", "claims"]
 

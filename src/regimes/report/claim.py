@@ -12,7 +12,7 @@ import pandas as pd
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
-from regimes.study.estimate import Estimate
+from regimes.core.estimate import Estimate
 from regimes.study.fault import Heard, StudyFault, blame, unheard
 from regimes.study.run import shorten
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from regimes.core.error import UserError
+from regimes.core.estimate import quantile
+from regimes.core.progress import duration
 from regimes.study import Store, Study, forecast_study, read_record
-from regimes.study.estimate import quantile
 from regimes.study.growth import setting
-from regimes.study.progress import duration
 from regimes.study.run import canonical
 from regimes.study.store import opened
 

@@ -15,8 +15,8 @@ from regimes.core.batch import check_finite
 from regimes.core.check import checked
 from regimes.core.decision import wrong
 from regimes.core.error import UserError
+from regimes.core.estimate import Estimate, jackknife
 from regimes.report.table import keys_of, named, need
-from regimes.study.estimate import Estimate, jackknife
 
 __all__ = ["ensemble", "ensemble_error", "outputs", "single_error", "variance"]
 

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from regimes.core.check import checked
+from regimes.core.estimate import array, mean
 from regimes.report.ensemble import ensemble
 from regimes.report.figure_width import REGIMES, power
 from regimes.report.frozen import by_seed, networks, regimes
 from regimes.report.style import Mark, canvas, curve, legend_of, styled, subtitle
 from regimes.report.table import need
-from regimes.study.estimate import array, mean
 
 __all__ = ["frozen_error", "regime_error"]
 

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.core.estimate import array
 from regimes.report.fit import power_law
 from regimes.report.style import canvas, curve, legend_of, log_axes, marks, styled, subtitle
 from regimes.report.table import last, need, summary
-from regimes.study.estimate import array
 
 __all__ = ["accuracy_stability", "lazy_rates", "neuron_paths", "student_loss", "student_width"]
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.core.estimate import array
 from regimes.report.ensemble import ensemble
 from regimes.report.fit import PowerLaw
 from regimes.report.plane import curve_law
@@ -27,7 +28,6 @@ from regimes.report.style import (
     subtitle,
 )
 from regimes.report.table import need, panels, summary, tidy
-from regimes.study.estimate import array
 
 __all__ = ["FEATURE", "LAZY", "fluctuation", "kernel_change", "learning_time", "test_error", "weight_change"]
 

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from regimes.core.check import checked
+from regimes.core.estimate import array, quantile
 from regimes.report.style import Mark, canvas, legend_of, log_axes, marks, styled, subtitle
 from regimes.report.table import last, need
-from regimes.study.estimate import array, quantile
 
 __all__ = ["kernel_spectrum"]
 

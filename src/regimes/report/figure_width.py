@@ -16,13 +16,13 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.core.estimate import array
 from regimes.report.ensemble import ensemble, outputs
 from regimes.report.figure_scale import spoken
 from regimes.report.fit import PowerLaw
 from regimes.report.plane import star_law, variance_law
 from regimes.report.style import Mark, canvas, curve, legend_of, log_axes, marks, styled, subtitle
 from regimes.report.table import ends, ensembles, need, panels, summary, tidy, transition
-from regimes.study.estimate import array
 
 __all__ = ["crossover", "crossover_by_law", "ensemble_error", "fluctuation_width", "phase_diagram"]
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
-from regimes.study.estimate import Estimate, Values, array, positive, quantile
+from regimes.core.estimate import Estimate, Values, array, positive, quantile
 
 __all__ = ["PowerLaw", "crossing", "local_exponents", "power_law"]
 

@@ -7,8 +7,8 @@ import pandas as pd
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.core.estimate import array
 from regimes.report.table import last, need
-from regimes.study.estimate import array
 
 __all__ = ["by_seed", "networks", "regimes"]
 

@@ -9,10 +9,10 @@ import pandas as pd
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.core.estimate import Estimate, jackknife
 from regimes.report.ensemble import variance
 from regimes.report.fit import PowerLaw, power_law
 from regimes.report.table import need
-from regimes.study.estimate import Estimate, jackknife
 
 __all__ = ["curve_law", "star_law", "variance_law"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from regimes.core.estimate import array
 from regimes.report.table import last
-from regimes.study.estimate import array
 
 __all__ = ["Fact", "counts", "duration", "facts", "load", "words"]
 

@@ -10,8 +10,8 @@ import pandas as pd
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.core.estimate import Values, array, mean
 from regimes.report.fit import crossing
-from regimes.study.estimate import Values, array, mean
 
 __all__ = [
     "ends",
@@ -168,7 +168,7 @@ def summary(
     """Mean of ``column`` over seeds within each group, with its interval.
 
     The seed is the unit: several rows of one seed in one group are averaged first. The interval is Student's
-    t with ``n - 1`` degrees of freedom (see :func:`regimes.study.estimate.mean`), nan where there is a
+    t with ``n - 1`` degrees of freedom (see :func:`regimes.core.estimate.mean`), nan where there is a
     single seed.
 
     Arguments:

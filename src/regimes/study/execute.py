@@ -15,11 +15,11 @@ from typing import Any, final
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.core.progress import Progress, duration, progress_of
 from regimes.study.backend import Backend, Here, parse_on
 from regimes.study.clock import Clock, pace
 from regimes.study.fault import StudyFault
 from regimes.study.pool import Pool
-from regimes.study.progress import Progress, duration, progress_of
 from regimes.study.record import Record, check_record
 from regimes.study.run import Run
 from regimes.study.store import Store, opened

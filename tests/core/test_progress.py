@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from regimes.study import progress
-from regimes.study.progress import Bar, Lines, Silent, progress_of
+from regimes.core import progress
+from regimes.core.progress import Bar, Lines, Silent, progress_of
 
 
 def test_lines_are_plain_and_far_apart(

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from regimes import control, train
+from regimes.compare.loop import MakeOptimizer, make_optimizer, optimised
+from regimes.compare.task import Fit, Part, Task, answers, losses, pieces
 from regimes.core.batch import feed
 from regimes.core.error import UserError
 from regimes.core.loss import Loss
 from regimes.core.state import State
 from regimes.core.tree import trainable
-from regimes.study.compare.loop import MakeOptimizer, make_optimizer, optimised
-from regimes.study.compare.task import Fit, Part, Task, answers, losses, pieces
 
 __all__ = ["Protocol", "Rate", "Tick", "constant", "flow_time", "started", "stepped"]
 

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from regimes import control
+from regimes.compare.fit import Protocol, Rate, Tick, constant, started, stepped
+from regimes.compare.kernel import Form, Solver, choose_solver, largest, solved
+from regimes.compare.loop import MakeOptimizer
+from regimes.compare.prepare import Data, made, prepared
+from regimes.compare.score import Run
+from regimes.compare.task import Fit, Task, attempt, losses
+from regimes.compare.verdict import Comparison, Rule, judge
 from regimes.core.batch import Inputs, feed, take
 from regimes.core.check import checked
 from regimes.core.derivative import Output, exact
 from regimes.core.error import UserError
 from regimes.core.loss import CrossEntropy, Loss, Squared
-from regimes.study.compare.fit import Protocol, Rate, Tick, constant, started, stepped
-from regimes.study.compare.kernel import Form, Solver, choose_solver, largest, solved
-from regimes.study.compare.loop import MakeOptimizer
-from regimes.study.compare.prepare import Data, made, prepared
-from regimes.study.compare.score import Run
-from regimes.study.compare.task import Fit, Task, attempt, losses
-from regimes.study.compare.verdict import Comparison, Rule, judge
-from regimes.study.progress import progress_of
+from regimes.core.progress import progress_of
 
 __all__ = ["would_linear_do"]
 
@@ -83,7 +83,7 @@ def would_linear_do(
     the network did not learn. It has learnt if the whole interval of what it gained lies above ``margin``, over its
     start and over the best constant answer.
 
-    The intervals hold for new seeds and new held-out samples together (``study.estimate.two_way``), given the training
+    The intervals hold for new seeds and new held-out samples together (``core.estimate.two_way``), given the training
     samples; with one seed, or where nothing depends on the seed, for new held-out samples alone, which the printed
     table says. Differences are paired, and those of the linear models hold together (Bonferroni).
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regimes.compare.task import Columns, Part, Task, answers
 from regimes.core.batch import Inputs, check, count, take, tensors, transform
 from regimes.core.check import shown
 from regimes.core.derivative import Output, check_separable, plain
 from regimes.core.error import UserError
 from regimes.core.loss import CrossEntropy, Loss, Squared, cross_entropy, squared
 from regimes.core.tree import trainable
-from regimes.study.compare.task import Columns, Part, Task, answers
 from regimes.train.program import choose_dtype
 
 __all__ = ["Data", "made", "prepared"]

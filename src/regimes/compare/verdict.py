@@ -10,9 +10,9 @@ from typing import Literal
 
 import pandas as pd
 
+from regimes.compare.score import Model, Run, apart, models_of, needed, single
+from regimes.core.estimate import Estimate
 from regimes.core.loss import LOSSES
-from regimes.study.compare.score import Model, Run, apart, models_of, needed, single
-from regimes.study.estimate import Estimate
 
 __all__ = ["Answer", "Comparison", "Rule", "judge"]
 

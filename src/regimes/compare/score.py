@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regimes.study.compare.task import Fit, Task
-from regimes.study.estimate import Estimate, mean, paired_share, share, two_way, two_way_variances
+from regimes.compare.task import Fit, Task
+from regimes.core.estimate import Estimate, mean, paired_share, share, two_way, two_way_variances
 
 __all__ = ["Model", "Run", "apart", "models_of", "needed", "single"]
 

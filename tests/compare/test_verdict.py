@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regimes import models, study
+from regimes import compare, models
+from regimes.compare.score import Run
+from regimes.compare.task import Fit, Part, Task
+from regimes.compare.verdict import Rule, judge
 from regimes.core.loss import squared
-from regimes.study.compare.score import Run
-from regimes.study.compare.task import Fit, Part, Task
-from regimes.study.compare.verdict import Rule, judge
 
 N, TRIALS = 400, 40
 RULE = Rule(0.05, 0.95)
@@ -33,7 +33,7 @@ def outputs(wrong: np.ndarray) -> Tensor:
 
 def simulated(
     rng: np.random.Generator, errors: dict[str, float], seeds: int, spread: float
-) -> study.Comparison:
+) -> compare.Comparison:
     """Models of these true errors, which differ between seeds by ``spread``; half of the samples are hard for all."""
     shared, common = rng.uniform(size=N), rng.uniform(size=N) < 0.5
     runs = []
@@ -74,7 +74,7 @@ def test_wrong_answers_are_rare(truth: str, seeds: int) -> None:
     assert sum(answer in wrong for answer in said) / TRIALS <= 1 - RULE.level + 0.03
 
 
-def known(**changed: Fit) -> study.Comparison:
+def known(**changed: Fit) -> compare.Comparison:
     """A network without errors, and linear models that are as good, but for what is changed."""
     right, never = outputs(np.zeros(N)), outputs(np.ones(N))
     fits = {name: Fit(name, "finished", 0.0, 1.0, never, never) for name in ("constant", "start")}
@@ -124,7 +124,7 @@ def test_a_network_that_did_not_learn_is_no_yardstick() -> None:
         nn.functional.cross_entropy(net(x), y).backward()
         optimizer.step()
     settings = {"lr": 1e3, "momentum": 0.9, "epochs": 3, "batch_size": 16, "seeds": 2, "reduce": "trace"}
-    found = study.would_linear_do(net, x, y, x_test, y_test, **settings)
+    found = compare.would_linear_do(net, x, y, x_test, y_test, **settings)
     assert found.answer == "open"
     assert "did not learn" in found.sentence or "has no result" in found.sentence
 
@@ -139,7 +139,7 @@ def test_the_best_constant_answer_is_a_yardstick_too() -> None:
 
 
 def test_the_numbers_of_the_constant_answer_are_those_of_the_targets() -> None:
-    from regimes.study.compare.fit import constant
+    from regimes.compare.fit import constant
 
     y = torch.tensor([2, 0, 2, 1])
     part = Part(torch.zeros(4, 1), y)

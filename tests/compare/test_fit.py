@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regimes import control, measure, models, study
+from regimes import compare, control, measure, models
 from regimes.core.error import UserError
 from regimes.core.loss import cross_entropy, squared
 from regimes.train.descent import order
@@ -31,9 +31,9 @@ def network(seed: int = 0) -> nn.Module:
     return models.mlp(4, 8, 1, 3, seed=seed)
 
 
-def asked(module: Any = None, y: Tensor = Y, y_test: Tensor = Y_TEST, **settings: Any) -> study.Comparison:
+def asked(module: Any = None, y: Tensor = Y, y_test: Tensor = Y_TEST, **settings: Any) -> compare.Comparison:
     settings = {"epochs": EPOCHS, "batch_size": BATCH, "seeds": 1, "reduce": "trace", **settings}
-    return study.would_linear_do(module or network(), X, y, TEST, y_test, **settings)
+    return compare.would_linear_do(module or network(), X, y, TEST, y_test, **settings)
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:

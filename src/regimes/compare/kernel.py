@@ -18,12 +18,12 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from regimes import control, measure, train
+from regimes.compare.task import Fit, Part, Task, answers, attempt, pieces
 from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.derivative import jvp, vjp
 from regimes.core.error import UserError, nearest
 from regimes.core.loss import Loss, Squared, squared
 from regimes.core.tree import trainable
-from regimes.study.compare.task import Fit, Part, Task, answers, attempt, pieces
 
 __all__ = ["Form", "Solver", "choose_solver", "largest", "solved"]
 

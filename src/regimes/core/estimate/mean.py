@@ -1,46 +1,17 @@
-"""Numbers with intervals of columns and seeds: means (Student t), and what ``core.estimate`` has for any statistic."""
+"""Means with intervals: over seeds (Student t), and over seeds and samples together (the two-way layout)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
-from regimes.core.estimate import Estimate, jackknife, paired_share, positive, quantile, share
+from regimes.core.estimate.column import Values, array, positive
+from regimes.core.estimate.interval import Estimate, quantile
 
-__all__ = [
-    "Estimate",
-    "Values",
-    "array",
-    "jackknife",
-    "mean",
-    "paired_share",
-    "positive",
-    "quantile",
-    "share",
-    "two_way",
-    "two_way_variances",
-]
-
-Values = Sequence[Any] | np.ndarray | pd.Series | pd.DataFrame
-"""Numbers as they come: a list, an array, a column of a data frame (which pandas may call a frame)."""
-
-
-@checked
-def array(values: Values, name: str = "values") -> np.ndarray:
-    """The numbers as a float64 vector; what is missing becomes nan. Errors say ``name``."""
-    try:
-        found = np.asarray(pd.to_numeric(pd.Series(np.asarray(values).ravel())))
-        if found.dtype.kind == "c":
-            raise TypeError("complex ones")
-        return found.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"`{name}`: hold something other than numbers ({error}); leave it out") from error
+__all__ = ["mean", "two_way", "two_way_variances"]
 
 
 @checked

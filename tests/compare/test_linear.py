@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regimes import control, data, measure, models, study, train
+from regimes import compare, control, data, measure, models, train
+from regimes.compare.kernel import largest
 from regimes.core.error import UserError
+from regimes.core.estimate import mean
 from regimes.core.loss import Loss, cross_entropy, hinge, soft_hinge, squared
-from regimes.study.compare.kernel import largest
-from regimes.study.estimate import mean
 
 F64 = torch.float64
 
@@ -34,15 +34,15 @@ def network(outputs: int = 1, inputs: int = 4, seed: int = 0) -> nn.Module:
     return models.mlp(inputs, 16, 1, outputs, seed=seed)
 
 
-def small(module: nn.Module | None = None, samples: int = 40, **settings: Any) -> study.Comparison:
+def small(module: nn.Module | None = None, samples: int = 40, **settings: Any) -> compare.Comparison:
     """On a task of one output."""
     x, y = draw(samples, 4), draw(samples, 4)[:, :2].prod(1)
     x_test = draw(60, 4, seed=1)
     settings = {"epochs": 3, "batch_size": 16, "seeds": 1, **settings}
-    return study.would_linear_do(module or network(), x, y, x_test, x_test[:, :2].prod(1), **settings)
+    return compare.would_linear_do(module or network(), x, y, x_test, x_test[:, :2].prod(1), **settings)
 
 
-def row(comparison: study.Comparison, name: str) -> Mapping[str, Any]:
+def row(comparison: compare.Comparison, name: str) -> Mapping[str, Any]:
     return comparison.table.loc[name].to_dict()
 
 
@@ -55,7 +55,7 @@ def test_a_linear_model_is_its_own_linearisation(classes: int) -> None:
     else:
         y, y_test = (each[:, 0].sign() if classes else each[:, 0] + 1 for each in (x, x_test))
     module = nn.Linear(4, max(classes - (classes == 2), 1), dtype=F64)
-    found = study.would_linear_do(module, x, y, x_test, y_test, epochs=20, batch_size=16, seeds=2)
+    found = compare.would_linear_do(module, x, y, x_test, y_test, epochs=20, batch_size=16, seeds=2)
     apart = found.difference.loc["linearisation"].to_dict()
     assert max(abs(float(apart[name])) for name in ("error", "loss")) < 1e-12
     assert found.answer == apart["answer"] == "yes"
@@ -67,7 +67,7 @@ def test_parity_needs_features() -> None:
     (x, y), (x_test, y_test) = signs(300, 16), signs(1200, 16, seed=1)
     module = models.two_layer(16, 32, scaling="1", tau=0.1, symmetric=True)
     settings = {"epochs": 60, "batch_size": 20, "seeds": 1, "loss": squared}
-    found = study.would_linear_do(module, x, y, x_test, y_test, **settings)
+    found = compare.would_linear_do(module, x, y, x_test, y_test, **settings)
     assert row(found, "network")["error"] < 0.1
     assert row(found, "linearisation")["error"] > 0.3
     assert found.answer == "no" and "would not do" in found.sentence
@@ -77,7 +77,7 @@ def test_parity_needs_features() -> None:
 def test_a_lazy_network_needs_none() -> None:
     (x, y), (x_test, y_test) = signs(60, 6), signs(800, 6, seed=1)
     module = control.scale(models.mlp(6, 32, 1), 1e3)
-    found = study.would_linear_do(
+    found = compare.would_linear_do(
         module, x, y, x_test, y_test, epochs=40, batch_size=10, seeds=1, loss=squared
     )
     assert found.answer == "yes"
@@ -86,7 +86,7 @@ def test_a_lazy_network_needs_none() -> None:
 
 def test_few_samples_leave_it_open() -> None:
     x, y = draw(40, 4), draw(40, 4)[:, 0].sign()
-    found = study.would_linear_do(nn.Linear(4, 1, dtype=F64), x, y, x[:20], y[:20], epochs=50, seeds=1)
+    found = compare.would_linear_do(nn.Linear(4, 1, dtype=F64), x, y, x[:20], y[:20], epochs=50, seeds=1)
     assert found.answer == "open" and "give more held-out samples" in found.sentence
 
 
@@ -96,7 +96,7 @@ def test_the_kernel_rows_are_kernel_training_by_hand(reduce: Any, law: control.L
     x, x_test = draw(24, 4), draw(30, 4, seed=1)
     y, y_test = x[:, :3].argmax(1), x_test[:, :3].argmax(1)
     net = models.mlp(4, 16, 2, 3, law=law)
-    found = study.would_linear_do(
+    found = compare.would_linear_do(
         net,
         x,
         y,
@@ -137,7 +137,7 @@ def test_the_network_rows_are_descent_by_hand(loss: Loss, batch_size: int | None
     y, y_test = x[:, :3].argmax(1), x_test[:, :3].argmax(1)
     net = network(3)
     settings = {"lr": 0.1, "momentum": 0.9, "epochs": 5, "batch_size": batch_size, "seed": 3}
-    found = study.would_linear_do(net, x, y, x_test, y_test, loss=loss, seeds=1, **settings)
+    found = compare.would_linear_do(net, x, y, x_test, y_test, loss=loss, seeds=1, **settings)
     for name, module in (("network", net), ("linearisation", control.linearize(net))):
         *_, end = train.descent(module, x, y, loss=loss, **settings)
         with torch.no_grad():
@@ -185,7 +185,7 @@ def test_inputs_of_all_kinds_and_floats_of_several_outputs(outputs: int, validat
             "validation": validation,
             "seeds": 2,
         }
-        one = study.would_linear_do(module, x, y, x_test, y[:9], **settings)
+        one = compare.would_linear_do(module, x, y, x_test, y[:9], **settings)
         found.append(one.table.drop(columns="seconds"))
         assert set(one.table["status"]) == {"finished"}
     assert found[0].equals(found[1])
@@ -198,7 +198,7 @@ def test_the_error_of_floats_is_in_units_of_their_variance() -> None:
     nn.init.zeros_(module.weight)
     nn.init.zeros_(module.bias)
     one, other = (
-        study.would_linear_do(module, x, c * x[:, :2], x_test, c * x_test[:, :2], epochs=2, seeds=1)
+        compare.would_linear_do(module, x, c * x[:, :2], x_test, c * x_test[:, :2], epochs=2, seeds=1)
         for c in (1.0, 10.0)
     )
     for name in ("error", "error_low", "error_high"):
@@ -238,7 +238,7 @@ def test_differences_are_paired_and_hold_together() -> None:
     """Their values are those of the table; the intervals of three linear models are those of a higher level."""
     x, x_test = draw(40, 4), draw(60, 4, seed=1)
     y, y_test = x[:, :2].prod(1), x_test[:, :2].prod(1)
-    found = study.would_linear_do(network(), x, y, x_test, y_test, epochs=3, level=1 - 3 * 0.04, seeds=1)
+    found = compare.would_linear_do(network(), x, y, x_test, y_test, epochs=3, level=1 - 3 * 0.04, seeds=1)
     errors = found.table["error"].to_dict()
     for name, apart in found.difference.T.to_dict().items():
         assert apart["error"] == pytest.approx(errors[name] - errors["network"])
@@ -271,7 +271,9 @@ def test_a_network_that_is_still_learning_is_said() -> None:
     """Its training error, as it is after three and after four epochs, by hand."""
     x, x_test = draw(40, 4), draw(30, 4, seed=1)
     settings = {"lr": 0.01, "batch_size": 16}
-    found = study.would_linear_do(network(), x, x[:, 0], x_test, x_test[:, 0], epochs=4, seeds=1, **settings)
+    found = compare.would_linear_do(
+        network(), x, x[:, 0], x_test, x_test[:, 0], epochs=4, seeds=1, **settings
+    )
     unit = float(x[:, 0].var(correction=0)) / 2
     errors = []
     for epochs in (3, 4):
@@ -346,16 +348,16 @@ def test_mistakes_are_named_before_anything_is_trained(name: str) -> None:
     given: dict[str, Any] = {"module": network(3), "x": X, "y": Y, "x_test": X, "y_test": Y, **change}
     positional = [given.pop(each) for each in ("module", "x", "y", "x_test", "y_test")]
     with pytest.raises(UserError, match=message):
-        study.would_linear_do(*positional, **given)
+        compare.would_linear_do(*positional, **given)
 
 
 def test_a_loss_without_a_learning_rate_of_its_own_asks_for_one() -> None:
     x, y = signs(20, 4)
     with pytest.raises(UserError, match="`lr`: left out for SoftHinge"):
-        study.would_linear_do(network(), x, y, x, y, loss=soft_hinge)
+        compare.would_linear_do(network(), x, y, x, y, loss=soft_hinge)
     with pytest.raises(UserError, match="`loss`: got CrossEntropy for targets from"):
-        study.would_linear_do(network(), x, x[:, 0] * 2, x, y, loss=cross_entropy)
-    found = study.would_linear_do(network(), x, y, x, y, loss=soft_hinge, lr=0.01, epochs=2, seeds=1)
+        compare.would_linear_do(network(), x, x[:, 0] * 2, x, y, loss=cross_entropy)
+    found = compare.would_linear_do(network(), x, y, x, y, loss=soft_hinge, lr=0.01, epochs=2, seeds=1)
     assert "kernel, to the end" not in found.table.index
 
 
@@ -368,7 +370,7 @@ def test_on_images_steps_and_flow_of_the_linearisation_meet(real_data: Any) -> N
     module = models.cnn(1, 16, 10, kernel=3, activation="relu", symmetric=True, dtype=torch.float32)
     part = (images.train.x, images.train.y, images.test.x, images.test.y)
     full, trace = (
-        study.would_linear_do(module, *part, epochs=40, batch_size=25, reduce=form, seeds=1, loss=squared)
+        compare.would_linear_do(module, *part, epochs=40, batch_size=25, reduce=form, seeds=1, loss=squared)
         for form in ("full", "trace")
     )
     steps, flow = row(full, "linearisation"), row(full, "kernel, same time")

@@ -3,7 +3,7 @@
 Data go one way: ``task`` (what is learnt), ``fit`` and ``kernel`` (the models), ``verdict``; ``linear`` is the door.
 """
 
-from regimes.study.compare.linear import would_linear_do
-from regimes.study.compare.verdict import Comparison
+from regimes.compare.linear import would_linear_do
+from regimes.compare.verdict import Comparison
 
 __all__ = ["Comparison", "would_linear_do"]
