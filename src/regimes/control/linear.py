@@ -19,11 +19,10 @@ from regimes.core.derivative import RANDOM, Output, bind, check_separable, plain
 from regimes.core.error import UserError
 from regimes.core.forward import by_forward_mode, nested
 from regimes.core.graph import reached
-from regimes.core.tree import sub, trainable
+from regimes.core.tree import Tree, sub, trainable
 
 __all__ = ["Linearized", "linearize"]
 
-Tree = Mapping[str, Tensor]
 
 _HOOKS = (
     "`module`: activations are saved in a way of their own (checkpointing, offloading), inside it or around it; a "

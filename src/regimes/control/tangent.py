@@ -3,7 +3,7 @@ r"""f(a, x) and J(a, x) v in one call, as a function of v: forward mode, and oth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 from regimes.core.derivative import transposed
 from regimes.core.error import UserError
 from regimes.core.forward import by_forward_mode
+from regimes.core.tree import Tree
 
 __all__ = ["Outputs", "Route", "by_reverse_mode", "settle", "transposed_twice"]
 
-Tree = Mapping[str, Tensor]
 Outputs = Callable[[Tree], Tensor]
 """f(., x): outputs by named parameters."""
 Route = Callable[[Outputs, Tree, Tree], tuple[Tensor, Tensor]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from regimes.core.batch import Inputs, count, device_of, feed, transform
 from regimes.core.error import UserError, nearest
 from regimes.core.forward import by_forward_mode, nested
-from regimes.core.tree import dot, norm, trainable
+from regimes.core.tree import Tree, dot, norm, trainable
 
 __all__ = [
     "RANDOM",
@@ -38,7 +38,6 @@ __all__ = [
     "vjp",
 ]
 
-Tree = Mapping[str, Tensor]
 Output = Callable[[Any], Tensor]
 """What picks the outputs (n, c) or (n,) from what a module returns."""
 Function = Callable[[Tree], Tensor]

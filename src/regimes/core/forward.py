@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from regimes.core.tree import Tree
+
 __all__ = ["by_forward_mode", "nested"]
 
-Tree = Mapping[str, Tensor]
 
 _PRODUCTS = (functional.linear, functional.conv1d, functional.conv2d, functional.conv3d)
 

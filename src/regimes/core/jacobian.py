@@ -27,10 +27,10 @@ from regimes.core.derivative import (
     random_state,
 )
 from regimes.core.error import UserError
+from regimes.core.tree import Tree
 
 __all__ = ["are_rows", "jacobian"]
 
-Tree = Mapping[str, Tensor]
 Pull = Callable[[Tensor], Mapping[str, Tensor]]
 """u (n, c) -> J^T u by name, by plain autograd."""
 

@@ -14,6 +14,7 @@ from regimes.core.error import UserError, nearest
 __all__ = [
     "Flat",
     "Layout",
+    "Tree",
     "add",
     "by_layer",
     "dot",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 Tree = Mapping[str, Tensor]
+"""Tensors by name: parameters, or a direction in their space."""
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:

@@ -18,13 +18,11 @@ from regimes.core.check import checked
 from regimes.core.derivative import Output, check_separable, columns, exact, jvp, value
 from regimes.core.estimate import Estimate, delete_one
 from regimes.core.state import State
-from regimes.core.tree import is_finite, named_pair, size, sub
+from regimes.core.tree import Tree, is_finite, named_pair, size, sub
 from regimes.measure.pairs import check_interval
 from regimes.measure.probe import Snapshot, with_ends
 
 __all__ = ["Gap", "gap", "linearized"]
-
-Tree = Mapping[str, Tensor]
 
 
 @checked

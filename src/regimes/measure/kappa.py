@@ -30,13 +30,12 @@ from regimes.core.derivative import (
     vjp,
 )
 from regimes.core.error import UserError
-from regimes.core.tree import dot, norm, scale, trainable
+from regimes.core.tree import Tree, dot, norm, scale, trainable
 from regimes.measure.alignment import one_hot
 from regimes.measure.kernel.spectrum import StochasticEstimate
 
 __all__ = ["kappa"]
 
-Tree = Mapping[str, Tensor]
 
 # A start that still climbs after so many turns is taken as it is: a lower bound like any other.
 _TURNS = 1000

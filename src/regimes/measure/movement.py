@@ -14,13 +14,12 @@ from regimes.core.batch import check_finite
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.state import State
+from regimes.core.tree import Tree, is_finite, named, size, stray, trainable
 from regimes.core.tree import by_layer as group
-from regimes.core.tree import is_finite, named, size, stray, trainable
 from regimes.measure.probe import Snapshot
 
 __all__ = ["Movement", "movement"]
 
-Tree = Mapping[str, Tensor]
 
 # What the norms of torch keep beside their parameters, in every state dict.
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -18,12 +18,11 @@ from regimes.core.check import checked
 from regimes.core.derivative import check_separable, exact, value
 from regimes.core.error import UserError
 from regimes.core.state import State
-from regimes.core.tree import named_pair
+from regimes.core.tree import Tree, named_pair
 from regimes.measure.probe import Snapshot
 
 __all__ = ["Pattern", "pattern"]
 
-Tree = Mapping[str, Tensor]
 
 _Call = tuple[str, int]  # the submodule that calls, and the number of its call
 
