@@ -38,7 +38,7 @@ RECORDS = {
         "measure.Averaging",
         "measure.Eigenpairs",
         "measure.Fluctuation",
-        "measure.Forecast",
+        "measure.KernelForecast",
         "measure.LayerForecast",
     ),
     *("measure.Row", "measure.StochasticEstimate", "measure.TangentOperator"),

@@ -337,7 +337,7 @@ from regimes.measure.kernel import machine
 from tests.measure.awkward_case import D, normal
 from tests.measure.test_ntk_again import MERGED, mlp
 slow = float(sys.argv[1])
-machine._measure = lambda *_: machine.Rates(1e11, slow * 5e10, 1e10 / slow, 3e9)
+machine._measure = lambda *_: machine.Speeds(1e11, slow * 5e10, 1e10 / slow, 3e9)
 garbage = [torch.empty(i % 9 + 1) for i in range(int(sys.argv[2]))]
 digest = hashlib.sha256()
 images = torch.nn.Sequential(torch.nn.Unflatten(1, (1, 2, 2)), torch.nn.Conv2d(1, 3, 2, padding=1),
@@ -352,7 +352,7 @@ print(digest.hexdigest())
 
 @pytest.mark.slow
 def test_two_processes_give_equal_bits(tmp_path: Any) -> None:
-    """Other seeds of hashes, other rates of the machine, other things in memory."""
+    """Other seeds of hashes, other speeds of the machine, other things in memory."""
     found = set()
     for seed, slow in ((0, 1.0), (1, 0.001), (2, 1000.0)):
         environment = {**os.environ, "PYTHONHASHSEED": str(seed), "REGIMES_CACHE": str(tmp_path / str(seed))}

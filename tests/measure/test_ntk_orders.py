@@ -20,7 +20,7 @@ from regimes.measure.kernel import machine
 from regimes.measure.kernel.confirm import survey
 from regimes.measure.kernel.cost import Order, Shape
 from regimes.measure.kernel.factor import Sequences, block_shape
-from regimes.measure.kernel.machine import Rates
+from regimes.measure.kernel.machine import Speeds
 from regimes.measure.kernel.plan import Plan, make_plan
 from regimes.measure.kernel.request import request
 from tests import reference
@@ -319,38 +319,38 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Rates]]:
-    """Rates that were measured in this test, each time others; a fresh cache, on disk and in memory."""
-    found: list[Rates] = []
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Speeds]]:
+    """Speeds that were measured in this test, each time others; a fresh cache, on disk and in memory."""
+    found: list[Speeds] = []
 
-    def once_more(device: torch.device, dtype: torch.dtype) -> Rates:
-        found.append(Rates(1.0 + len(found), 2.0, 3.0, 4.0))
+    def once_more(device: torch.device, dtype: torch.dtype) -> Speeds:
+        found.append(Speeds(1.0 + len(found), 2.0, 3.0, 4.0))
         return found[-1]
 
     monkeypatch.setattr(machine, "_measure", once_more)
     monkeypatch.setenv("REGIMES_CACHE", str(tmp_path / "cache"))
-    machine.rates.cache_clear()
+    machine.speeds.cache_clear()
     yield found
-    machine.rates.cache_clear()
+    machine.speeds.cache_clear()
 
 
-def read_again(dtype: torch.dtype = torch.float32) -> Rates:
+def read_again(dtype: torch.dtype = torch.float32) -> Speeds:
     """What the next process finds."""
-    machine.rates.cache_clear()
-    return machine.rates(CPU, dtype)
+    machine.speeds.cache_clear()
+    return machine.speeds(CPU, dtype)
 
 
-def test_rates_are_measured_once_and_kept(measured: list[Rates], tmp_path: Path) -> None:
-    first = machine.rates(CPU, torch.float32)
-    assert measured == [first] and machine.rates(CPU, torch.float32) is first
+def test_speeds_are_measured_once_and_kept(measured: list[Speeds], tmp_path: Path) -> None:
+    first = machine.speeds(CPU, torch.float32)
+    assert measured == [first] and machine.speeds(CPU, torch.float32) is first
     (path,) = (tmp_path / "cache").iterdir()
-    assert path.suffix == ".json" and Rates(**json.loads(path.read_text())) == first
+    assert path.suffix == ".json" and Speeds(**json.loads(path.read_text())) == first
     assert read_again() == first and len(measured) == 1
     assert read_again(F64) != first and len(list((tmp_path / "cache").iterdir())) == 2
 
 
 @pytest.mark.parametrize("keep", [0, 1, 20, -1])
-def test_torn_rates_are_measured_anew(measured: list[Rates], tmp_path: Path, keep: int) -> None:
+def test_torn_speeds_are_measured_anew(measured: list[Speeds], tmp_path: Path, keep: int) -> None:
     first = read_again()
     (path,) = (tmp_path / "cache").iterdir()
     path.write_text(path.read_text()[:keep])
@@ -360,8 +360,8 @@ def test_torn_rates_are_measured_anew(measured: list[Rates], tmp_path: Path, kee
 
 
 @pytest.mark.parametrize("text", ["null", "3", "[]", "{}", '{"product": 1.0}', '{"other": 1.0}', "\x00"])
-def test_other_things_in_place_of_rates_are_measured_anew(
-    measured: list[Rates], tmp_path: Path, text: str
+def test_other_things_in_place_of_speeds_are_measured_anew(
+    measured: list[Speeds], tmp_path: Path, text: str
 ) -> None:
     read_again()
     (path,) = (tmp_path / "cache").iterdir()
@@ -369,13 +369,15 @@ def test_other_things_in_place_of_rates_are_measured_anew(
     assert read_again() == measured[1] and read_again() == measured[1]
 
 
-def test_rates_need_no_folder(measured: list[Rates], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speeds_need_no_folder(
+    measured: list[Speeds], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("REGIMES_CACHE", str(tmp_path / "file" / "cache"))
     assert read_again() != read_again() and len(measured) == 2
 
 
-def test_rates_of_this_machine_are_numbers() -> None:
+def test_speeds_of_this_machine_are_numbers() -> None:
     found = machine._measure(CPU, F64)
     assert all(1e6 < rate < 1e18 for rate in asdict(found).values())
 

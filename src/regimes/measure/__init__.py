@@ -7,7 +7,7 @@ from regimes.measure.gap import Gap, gap, linearized
 from regimes.measure.kappa import kappa
 from regimes.measure.kernel import (
     Eigenpairs,
-    Forecast,
+    KernelForecast,
     LayerForecast,
     Reduce,
     StochasticEstimate,
@@ -28,9 +28,9 @@ __all__ = [
     "Eigenpairs",
     "Error",
     "Fluctuation",
-    "Forecast",
     "Gap",
     "KernelDrift",
+    "KernelForecast",
     "LayerForecast",
     "Movement",
     "Outputs",

@@ -59,12 +59,12 @@ class Builder:
         Raises:
             IrregularError: if the network does not do what the plan says.
         """
-        store = _Store(self, count(x))
+        collector = _Collector(self, count(x))
         with torch.no_grad():
             for start in range(0, count(x), self.micro):
                 piece = take(x, slice(start, start + self.micro))
-                self._fill(store, piece, slice(start, start + count(piece)))
-        return store.parts()
+                self._fill(collector, piece, slice(start, start + count(piece)))
+        return collector.parts()
 
     @property
     def rays(self) -> Tensor:
@@ -76,10 +76,10 @@ class Builder:
         """What is asked for in output space, (r, c)."""
         return self.plan.asked[self.directions] if self.plan.begin is None else self.plan.asked
 
-    def _fill(self, store: _Store, x: Inputs, at: slice) -> None:
+    def _fill(self, collector: _Collector, x: Inputs, at: slice) -> None:
         rest = [name for term in self.terms if term.order == "jacobian" for name in term.names]
         if rest:
-            store.put_jacobian(self._jacobian(x, rest), at)
+            collector.put_jacobian(self._jacobian(x, rest), at)
         places = sorted({place for term in self.terms for place in term.sites})
         if not places:
             return
@@ -87,8 +87,8 @@ class Builder:
         with record(self.network, x, self.plan.survey.copied) as run, torch.no_grad():
             self._check(run, n)
             rules = {place: self._rule(run, place, n) for place in places}
-            store.put_inputs(rules, at)
-            backed = store.backed(places)
+            collector.put_inputs(rules, at)
+            backed = collector.backed(places)
             edges = [run.uses[place].edge for place in backed]
             root = run.outputs if self.plan.begin is None else run.uses[self.plan.begin].draft.inputs[0]
             watch = Watch(root, n) if at.start == 0 and n > 1 else None
@@ -96,7 +96,7 @@ class Builder:
             for k, ray in enumerate(rays):
                 keep = watch is not None or bool(mapped) or k < len(rays) - 1
                 grads = run.back(root, edges, ray.expand(n, -1).reshape(root.shape), keep)
-                store.put_grads(run, rules, dict(zip(backed, grads, strict=True)), at, k)
+                collector.put_grads(run, rules, dict(zip(backed, grads, strict=True)), at, k)
                 if watch is not None:
                     watch.note(ray, grads)
             if mapped:
@@ -146,7 +146,7 @@ class Builder:
         return {name: asked @ each.reshape(*each.shape[:2], -1) for name, each in rows.items()}
 
 
-class _Store:
+class _Collector:
     """What is held of some samples for the terms of a builder."""
 
     def __init__(self, builder: Builder, samples: int) -> None:

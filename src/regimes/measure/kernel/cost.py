@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from regimes.measure.kernel.factor import Reduce
-from regimes.measure.kernel.machine import Rates
+from regimes.measure.kernel.machine import Speeds
 
 __all__ = ["Order", "Shape", "building", "cheapest", "entries", "pairing"]
 
 Order = Literal["explicit", "gram", "one-sided", "head", "jacobian"]
 
 # Of a processor, relative to each other; for double precision all are half. Orders are chosen by these and not by
-# rates that were measured, so that equal calls give equal bits on every run.
-_TYPICAL = Rates(product=1e11, batched=8e10, traffic=3e10, shuffle=8e9)
+# speeds that were measured, so that equal calls give equal bits on every run.
+_TYPICAL = Speeds(product=1e11, batched=8e10, traffic=3e10, shuffle=8e9)
 # How many samples an explicit gradient is used against, where nothing is known: it is built once for all of them.
 _COMPANY = 64
 
@@ -46,36 +46,36 @@ def entries(shape: Shape, order: Order, r: int, outputs: int) -> int:
     return (outputs if order == "jacobian" else r) * shape.numel
 
 
-def building(shape: Shape, order: Order, r: int, rates: Rates, itemsize: int = 4) -> float:
+def building(shape: Shape, order: Order, r: int, speeds: Speeds, itemsize: int = 4) -> float:
     """Seconds per sample to form what is held, after the backward passes."""
     if order == "explicit" and shape.tokens:
-        work = 2 * r * shape.tokens * max(1, shape.taken) * shape.given / rates.batched
-        return work + 3 * r * shape.numel * itemsize / rates.traffic
-    return 2 * entries(shape, order, r, r) * itemsize / rates.traffic
+        work = 2 * r * shape.tokens * max(1, shape.taken) * shape.given / speeds.batched
+        return work + 3 * r * shape.numel * itemsize / speeds.traffic
+    return 2 * entries(shape, order, r, r) * itemsize / speeds.traffic
 
 
-def pairing(shape: Shape, order: Order, reduce: Reduce, r: int, rates: Rates, itemsize: int = 4) -> float:
+def pairing(shape: Shape, order: Order, reduce: Reduce, r: int, speeds: Speeds, itemsize: int = 4) -> float:
     """Seconds per pair of samples."""
     t, d, e = shape.tokens, max(1, shape.taken), shape.given
     full = reduce == "full"
     pairs = r * r if full else r
     if order == "head":
-        return 2 * d / rates.product + r * itemsize / rates.traffic
+        return 2 * d / speeds.product + r * itemsize / speeds.traffic
     if order in ("explicit", "jacobian"):
-        return 2 * pairs * shape.numel / rates.product
+        return 2 * pairs * shape.numel / speeds.product
     if t == 1:
         moved = 3 * itemsize * (pairs if reduce != "trace" else 1)
-        return (2 * d + 2 * pairs * e) / rates.product + moved / rates.traffic
+        return (2 * d + 2 * pairs * e) / speeds.product + moved / speeds.traffic
     if order == "gram" and not full:
         sums = 1 if reduce == "trace" else r
-        return (2 * t * t * (d + r * e)) / rates.product + 4 * sums * t * t * itemsize / rates.traffic
-    last = 2 * r * r * t * e / rates.batched + 2 * t * r * e * itemsize / rates.shuffle
+        return (2 * t * t * (d + r * e)) / speeds.product + 4 * sums * t * t * itemsize / speeds.traffic
+    last = 2 * r * r * t * e / speeds.batched + 2 * t * r * e * itemsize / speeds.shuffle
     if order == "one-sided":
-        return 2 * r * t * d * e / rates.product + last
+        return 2 * r * t * d * e / speeds.product + last
     return (
-        2 * t * t * d / rates.product
-        + 2 * r * t * t * e / rates.batched
-        + 2 * t * t * itemsize / rates.shuffle
+        2 * t * t * d / speeds.product
+        + 2 * r * t * t * e / speeds.batched
+        + 2 * t * t * itemsize / speeds.shuffle
         + last
     )
 

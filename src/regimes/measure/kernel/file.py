@@ -18,8 +18,8 @@ from torch import Tensor
 from regimes.core.error import UserError
 from regimes.measure.kernel.fingerprint import Fingerprint
 from regimes.measure.kernel.journal import Journal, Tile, overlap, within
-from regimes.measure.kernel.store import Unit, Window
-from regimes.measure.kernel.tiles import Held, Task, area, pair, pairs
+from regimes.measure.kernel.sink import Unit, Window
+from regimes.measure.kernel.tiles import Held, Job, area, pair, pairs
 
 __all__ = ["KernelFile", "check_path", "write"]
 
@@ -222,32 +222,32 @@ def _reserve(descriptor: int, start: int, size: int) -> None:
         size -= os.write(descriptor, zeros[: min(size, _PIECE)])
 
 
-def write(task: Task, file: KernelFile, journal: Journal, tick: Callable[[float], None]) -> None:
+def write(job: Job, file: KernelFile, journal: Journal, tick: Callable[[float], None]) -> None:
     """Compute every tile that is not in the file yet."""
-    whole = sum(area(row, column) for row, column in pairs(task)) * len(task.layout.groups)
-    held = Held(task)
-    for parts in _summed(task):
+    whole = sum(area(row, column) for row, column in pairs(job)) * len(job.tiling.groups)
+    held = Held(job)
+    for parts in _summed(job):
         row, column = (
             Unit(first.samples, slice(first.directions.start, last.directions.stop))
             for first, last in zip(parts[0], parts[-1], strict=True)
         )
         if any(within(tile_of(row, column), other) for other in journal.done):
-            tick(sum(area(*part) for part in parts) * len(task.layout.groups) / whole)
+            tick(sum(area(*part) for part in parts) * len(job.tiling.groups) / whole)
             continue
         found: Tensor | None = None
         for part in parts:
-            window = Window(task.reduce, *part, task.plan.directions)
-            pair(task, held, *part, window, lambda share: tick(share / whole))
+            window = Window(job.reduce, *part, job.plan.directions)
+            pair(job, held, *part, window, lambda share: tick(share / whole))
             found = window.kernel() if found is None else found + window.kernel()
         assert found is not None
         journal = file.put(row, column, found, journal)
 
 
-def _summed(task: Task) -> list[list[tuple[Unit, Unit]]]:
+def _summed(job: Job) -> list[list[tuple[Unit, Unit]]]:
     """The pairs of tiles that are added up in one place: in a trace those of all directions; else each alone."""
-    if task.reduce != "trace":
-        return [[each] for each in pairs(task)]
+    if job.reduce != "trace":
+        return [[each] for each in pairs(job)]
     places: dict[tuple[int, int], list[tuple[Unit, Unit]]] = {}
-    for row, column in pairs(task):
+    for row, column in pairs(job):
         places.setdefault((row.samples.start, column.samples.start), []).append((row, column))
     return list(places.values())

@@ -15,14 +15,14 @@ from regimes.core.derivative import Output, exact
 from regimes.measure.kernel.build import Builder
 from regimes.measure.kernel.cost import pairing
 from regimes.measure.kernel.factor import Reduce
-from regimes.measure.kernel.machine import rates
-from regimes.measure.kernel.ntk import planned, task_of
+from regimes.measure.kernel.machine import speeds
+from regimes.measure.kernel.ntk import job_of, planned
 from regimes.measure.kernel.plan import Plan, by_jacobian
 from regimes.measure.kernel.request import request
 from regimes.measure.kernel.site import IrregularError
-from regimes.measure.kernel.tiles import Task
+from regimes.measure.kernel.tiles import Job
 
-__all__ = ["Forecast", "LayerForecast", "ntk_forecast"]
+__all__ = ["KernelForecast", "LayerForecast", "ntk_forecast"]
 
 # Samples that are sent through the network to time it.
 _SAMPLES = 128
@@ -50,7 +50,7 @@ class LayerForecast:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class KernelForecast:
     """What a kernel will cost.
 
     Attributes:
@@ -93,10 +93,10 @@ def ntk_forecast(
     output: Output | None = None,
     memory: int | None = None,
     parameters: Mapping[str, Tensor] | None = None,
-) -> Forecast:
+) -> KernelForecast:
     """What :func:`ntk` will cost: seconds, bytes, and the plan for each layer.
 
-    The network is looked at on two samples, and timed on one pass of up to 128; nothing larger runs. The rates of
+    The network is looked at on two samples, and timed on one pass of up to 128; nothing larger runs. The speeds of
     the machine are measured once and kept (``REGIMES_CACHE``).
 
     Args:
@@ -123,28 +123,28 @@ def ntk_forecast(
         began = time.perf_counter()
         plan = planned(asked)
         planning = time.perf_counter() - began
-        task = task_of(asked, plan, by_layer=False, stored=False)
+        job = job_of(asked, plan, by_layer=False, stored=False)
         try:
-            each = _building(task, plan)
+            each = _building(job, plan)
         except IrregularError:
             plan = by_jacobian(asked.network, plan)
-            task = task_of(asked, plan, by_layer=False, stored=False)
-            each = _building(task, plan)
+            job = job_of(asked, plan, by_layer=False, stored=False)
+            each = _building(job, plan)
         n1, n2 = asked.shape
         pairs = n1 * (n1 + 1) // 2 if asked.columns is None else n1 * n2
-        layers = _layers(task, pairs, asked.prefix)
-        passes = task.layout.samples(n1, None if asked.columns is None else n2)
+        layers = _layers(job, pairs, asked.prefix)
+        passes = job.tiling.samples(n1, None if asked.columns is None else n2)
         seconds = planning + each * passes + sum(layer.seconds for layer in layers)
         entries = n1 * n2 * {"full": len(plan.asked) ** 2, "diagonal": len(plan.asked), "trace": 1}[reduce]
         item = asked.network.dtype.itemsize
-        machine = rates(asked.network.device, asked.network.dtype)
+        machine = speeds(asked.network.device, asked.network.dtype)
         seconds += 3 * entries * item / machine.traffic
-        return Forecast(seconds, task.layout.bytes, entries * item, passes, task.layout.tile, layers)
+        return KernelForecast(seconds, job.tiling.bytes, entries * item, passes, job.tiling.tile, layers)
 
 
-def _layers(task: Task, pairs: int, prefix: str) -> tuple[LayerForecast, ...]:
-    network, plan = task.network, task.plan
-    machine = rates(network.device, network.dtype)
+def _layers(job: Job, pairs: int, prefix: str) -> tuple[LayerForecast, ...]:
+    network, plan = job.network, job.plan
+    machine = speeds(network.device, network.dtype)
     found = []
     for term in plan.terms:
         form: Reduce = (
@@ -158,14 +158,14 @@ def _layers(task: Task, pairs: int, prefix: str) -> tuple[LayerForecast, ...]:
     return tuple(found)
 
 
-def _building(task: Task, plan: Plan) -> float:
+def _building(job: Job, plan: Plan) -> float:
     """Seconds per sample to form the factors of a group, timed on a few; the first run only warms up."""
-    layout = task.layout
-    x = take(task.rows, slice(0, min(_SAMPLES, layout.micro, layout.tile)))
+    tiling = job.tiling
+    x = take(job.rows, slice(0, min(_SAMPLES, tiling.micro, tiling.tile)))
     times = []
-    for group in layout.groups:
+    for group in tiling.groups:
         builder = Builder(
-            task.network, plan, group, layout.directions[0], layout.micro, layout.room, task.by_owner
+            job.network, plan, group, tiling.directions[0], tiling.micro, tiling.room, job.by_owner
         )
         builder(x)
         began = time.perf_counter()

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["Rates", "rates"]
+__all__ = ["Speeds", "speeds"]
 
 
 @dataclass(frozen=True)
-class Rates:
+class Speeds:
     """What a device does in a second.
 
     Attributes:
@@ -36,15 +36,15 @@ class Rates:
 
 
 @cache
-def rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """The rates of a device, from the cache of this user, or else measured (a fraction of a second, once).
+def speeds(device: torch.device, dtype: torch.dtype) -> Speeds:
+    """The speeds of a device, from the cache of this user, or else measured (a fraction of a second, once).
 
     The cache is ``REGIMES_CACHE``, or ``regimes`` in the cache folder of the user; where it cannot be written,
     each process measures for itself.
     """
-    path = _folder() / f"rates-{_machine(device, dtype)}.json"
+    path = _folder() / f"speeds-{_machine(device, dtype)}.json"
     try:
-        return Rates(**json.loads(path.read_text()))
+        return Speeds(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         found = _measure(device, dtype)
     try:
@@ -65,7 +65,7 @@ def _folder() -> Path:
 
 
 def _machine(device: torch.device, dtype: torch.dtype) -> str:
-    """What the rates depend on, in a few letters."""
+    """What the speeds depend on, in a few letters."""
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -75,13 +75,13 @@ def _machine(device: torch.device, dtype: torch.dtype) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _measure(device: torch.device, dtype: torch.dtype) -> Rates:
+def _measure(device: torch.device, dtype: torch.dtype) -> Speeds:
     size, batch, small = (1024, 64, 64) if device.type == "cpu" else (4096, 256, 128)
     a = torch.randn(size, size, device=device, dtype=dtype)
     b = torch.randn(batch, small, small, device=device, dtype=dtype)
     out = torch.empty_like(a)
     axes = torch.randn(16, 16, 32, 8, 32, device=device, dtype=dtype)
-    return Rates(
+    return Speeds(
         product=2 * size**3 / _seconds(lambda: torch.mm(a, a, out=out)),
         batched=2 * batch * small**3 / _seconds(lambda: b @ b),
         traffic=3 * a.numel() * a.element_size() / _seconds(lambda: torch.add(a, a, out=out)),

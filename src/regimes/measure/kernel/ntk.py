@@ -21,14 +21,14 @@ from regimes.measure.kernel.confirm import survey
 from regimes.measure.kernel.factor import Reduce
 from regimes.measure.kernel.file import KernelFile, check_path, write
 from regimes.measure.kernel.fingerprint import fingerprint
-from regimes.measure.kernel.layout import Problem, lay_out
 from regimes.measure.kernel.plan import Plan, by_jacobian, make_plan
 from regimes.measure.kernel.request import Request, request
+from regimes.measure.kernel.sink import Whole
 from regimes.measure.kernel.site import IrregularError
-from regimes.measure.kernel.store import Whole
-from regimes.measure.kernel.tiles import Task, assemble
+from regimes.measure.kernel.tiles import Job, assemble
+from regimes.measure.kernel.tiling import Extent, choose_tiling
 
-__all__ = ["ntk", "ntk_sketch", "planned", "task_of"]
+__all__ = ["job_of", "ntk", "ntk_sketch", "planned"]
 
 _Path = str | PathLike[str]
 
@@ -198,16 +198,16 @@ def _by_jacobian(asked: Request, plan: Plan) -> Plan:
     return by_jacobian(asked.network, plan)
 
 
-def task_of(asked: Request, plan: Plan, by_layer: bool, stored: bool) -> Task:
+def job_of(asked: Request, plan: Plan, by_layer: bool, stored: bool) -> Job:
     """The kernel of a plan, and how much is taken at a time."""
     n1, n2 = asked.shape
     network = asked.network
-    problem = Problem(
+    extent = Extent(
         n1, None if asked.columns is None else n2, network.dtype.itemsize, asked.memory, stored,
         network.device.type != "cpu",
     )  # fmt: skip
     scale = asked.scale / (len(plan.asked) if asked.reduce == "trace" else 1)
-    return Task(network, plan, lay_out(plan, problem), asked.rows, asked.columns, by_layer, scale)
+    return Job(network, plan, choose_tiling(plan, extent), asked.rows, asked.columns, by_layer, scale)
 
 
 def _computed(
@@ -215,23 +215,23 @@ def _computed(
 ) -> Tensor | dict[str, Tensor]:
     """The kernel in memory."""
     try:
-        store = _filled(asked, plan, by_layer, tick)
+        sink = _filled(asked, plan, by_layer, tick)
     except IrregularError:
         plan = _by_jacobian(asked, plan)
-        store = _filled(asked, plan, by_layer, tick)
+        sink = _filled(asked, plan, by_layer, tick)
     if not by_layer:
-        return store.kernel("")
+        return sink.kernel("")
     owners = dict.fromkeys(name.rpartition(".")[0] for name in asked.network.trained)
-    return {f"{asked.prefix}{owner}".removesuffix("."): store.kernel(owner) for owner in owners}
+    return {f"{asked.prefix}{owner}".removesuffix("."): sink.kernel(owner) for owner in owners}
 
 
 def _filled(asked: Request, plan: Plan, by_layer: bool, tick: Callable[[float], None]) -> Whole:
-    task = task_of(asked, plan, by_layer, stored=False)
-    layout = task.layout
-    sums = len(layout.groups) > 1 or (asked.reduce == "trace" and len(layout.directions) > 1)
-    store = Whole(asked.reduce, asked.shape, len(plan.asked), plan.directions, sums)
-    assemble(task, store, tick)
-    return store
+    job = job_of(asked, plan, by_layer, stored=False)
+    tiling = job.tiling
+    sums = len(tiling.groups) > 1 or (asked.reduce == "trace" and len(tiling.directions) > 1)
+    sink = Whole(asked.reduce, asked.shape, len(plan.asked), plan.directions, sums)
+    assemble(job, sink, tick)
+    return sink
 
 
 def _written(asked: Request, path: Path, overwrite: bool, tick: Callable[[float], None]) -> Tensor:
@@ -241,20 +241,20 @@ def _written(asked: Request, path: Path, overwrite: bool, tick: Callable[[float]
     shape = asked.shape + {"full": (c, c), "diagonal": (c,), "trace": ()}[asked.reduce]
     dtype = np.dtype(str(asked.network.dtype).removeprefix("torch."))
     file = KernelFile(path, fingerprint(asked, c), shape, dtype, asked.columns is None)
-    task = task_of(asked, plan, False, stored=True)
+    job = job_of(asked, plan, False, stored=True)
     if overwrite:
         file.remove()
     begun = file.begun()
     by_rows = begun is not None and begun.by_rows
     if not by_rows:
         try:
-            write(task, file, begun or file.create(by_rows), tick)
+            write(job, file, begun or file.create(by_rows), tick)
         except IrregularError:
             file.remove()
             begun, by_rows = None, True
     if by_rows:
         plan = _by_jacobian(asked, plan)
-        write(task_of(asked, plan, False, stored=True), file, begun or file.create(by_rows), tick)
+        write(job_of(asked, plan, False, stored=True), file, begun or file.create(by_rows), tick)
     return file.tensor()
 
 

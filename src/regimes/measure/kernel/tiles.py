@@ -11,22 +11,22 @@ from torch import Tensor
 from regimes.core.batch import Inputs, count, take
 from regimes.measure.kernel.build import Builder, Part
 from regimes.measure.kernel.factor import Reduce, block_shape
-from regimes.measure.kernel.layout import Layout
 from regimes.measure.kernel.network import Network
 from regimes.measure.kernel.plan import Plan
-from regimes.measure.kernel.store import Store, Unit
+from regimes.measure.kernel.sink import Sink, Unit
+from regimes.measure.kernel.tiling import Tiling
 
-__all__ = ["Held", "Task", "area", "assemble", "pair", "pairs"]
+__all__ = ["Held", "Job", "area", "assemble", "pair", "pairs"]
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """A kernel to be computed.
 
     Attributes:
         network: f.
         plan: which factors.
-        layout: how much at a time.
+        tiling: how much at a time.
         rows: x1.
         columns: x2, or None where it is x1: then half of the kernel is computed.
         by_owner: whether the parts of the owners are kept apart.
@@ -35,7 +35,7 @@ class Task:
 
     network: Network
     plan: Plan
-    layout: Layout
+    tiling: Tiling
     rows: Inputs
     columns: Inputs | None
     by_owner: bool
@@ -47,49 +47,47 @@ class Task:
         return self.plan.reduce
 
 
-def _units(layout: Layout, samples: int) -> Iterator[Unit]:
+def _units(tiling: Tiling, samples: int) -> Iterator[Unit]:
     """All samples, a tile at a time, in all directions."""
-    for start in range(0, samples, layout.tile):
-        for directions in layout.directions:
-            yield Unit(slice(start, min(start + layout.tile, samples)), directions)
+    for start in range(0, samples, tiling.tile):
+        for directions in tiling.directions:
+            yield Unit(slice(start, min(start + tiling.tile, samples)), directions)
 
 
-def pairs(task: Task) -> Iterator[tuple[Unit, Unit]]:
+def pairs(job: Job) -> Iterator[tuple[Unit, Unit]]:
     """Every pair that has to be computed: of a symmetric kernel, those from the diagonal on."""
-    left = list(_units(task.layout, count(task.rows)))
-    right = left if task.columns is None else list(_units(task.layout, count(task.columns)))
+    left = list(_units(job.tiling, count(job.rows)))
+    right = left if job.columns is None else list(_units(job.tiling, count(job.columns)))
     for i, row in enumerate(left):
-        for column in right[i:] if task.columns is None else right:
-            if task.reduce == "full" or row.directions == column.directions:
+        for column in right[i:] if job.columns is None else right:
+            if job.reduce == "full" or row.directions == column.directions:
                 yield row, column
 
 
-def assemble(task: Task, store: Store, tick: Callable[[float], None]) -> None:
-    """Compute every pair of tiles and put it into the store; ``tick`` hears of each share that is done."""
-    todo = list(pairs(task))
-    whole = sum(area(row, column) for row, column in todo) * len(task.layout.groups)
-    held = Held(task)
+def assemble(job: Job, sink: Sink, tick: Callable[[float], None]) -> None:
+    """Compute every pair of tiles and put it into the sink; ``tick`` hears of each share that is done."""
+    todo = list(pairs(job))
+    whole = sum(area(row, column) for row, column in todo) * len(job.tiling.groups)
+    held = Held(job)
     for row, column in todo:
-        pair(task, held, row, column, store, lambda share: tick(share / whole))
+        pair(job, held, row, column, sink, lambda share: tick(share / whole))
 
 
-def pair(
-    task: Task, held: Held, row: Unit, column: Unit, store: Store, tick: Callable[[float], None]
-) -> None:
+def pair(job: Job, held: Held, row: Unit, column: Unit, sink: Sink, tick: Callable[[float], None]) -> None:
     """One pair of tiles, all groups of terms."""
-    same = task.columns is None and row == column
-    for group in range(len(task.layout.groups)):
+    same = job.columns is None and row == column
+    for group in range(len(job.tiling.groups)):
         left = held.rows(group, row)
         right = left if same else held.columns(group, column)
-        _contract(task, row, column, left, right, store)
+        _contract(job, row, column, left, right, sink)
         tick(area(row, column))
 
 
 class Held:
     """The factors of the last row and the last column of tiles."""
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._row: tuple[object, list[Part]] | None = None
 
     def rows(self, group: int, unit: Unit) -> list[Part]:
@@ -97,19 +95,19 @@ class Held:
         key = (group, unit)
         if self._row is None or self._row[0] != key:
             self._row = None  # free the old ones first
-            self._row = (key, self._build(group, unit, self._task.rows))
+            self._row = (key, self._build(group, unit, self._job.rows))
         return self._row[1]
 
     def columns(self, group: int, unit: Unit) -> list[Part]:
         """Of the second samples."""
-        task = self._task
-        return self._build(group, unit, task.rows if task.columns is None else task.columns)
+        job = self._job
+        return self._build(group, unit, job.rows if job.columns is None else job.columns)
 
     def _build(self, group: int, unit: Unit, x: Inputs) -> list[Part]:
-        task, layout = self._task, self._task.layout
+        job, tiling = self._job, self._job.tiling
         builder = Builder(
-            task.network, task.plan, layout.groups[group], unit.directions, layout.micro, layout.room,
-            task.by_owner,
+            job.network, job.plan, tiling.groups[group], unit.directions, tiling.micro, tiling.room,
+            job.by_owner,
         )  # fmt: skip
         return builder(take(x, unit.samples))
 
@@ -119,9 +117,9 @@ def area(row: Unit, column: Unit) -> int:
     return row.size[0] * column.size[0]
 
 
-def _contract(task: Task, row: Unit, column: Unit, left: list[Part], right: list[Part], store: Store) -> None:
+def _contract(job: Job, row: Unit, column: Unit, left: list[Part], right: list[Part], sink: Sink) -> None:
     """All blocks between two tiles; of a tile with itself those from the diagonal on, and their mirror images."""
-    same, chunk = left is right, task.layout.chunk
+    same, chunk = left is right, job.tiling.chunk
     n1, n2 = row.size[0], column.size[0]
     owners: dict[str, list[tuple[Part, Part]]] = {}
     for one, other in zip(left, right, strict=True):
@@ -132,10 +130,10 @@ def _contract(task: Task, row: Unit, column: Unit, left: list[Part], right: list
             a = Unit(_moved(rows, row.samples.start), row.directions)
             b = Unit(_moved(columns, column.samples.start), column.directions)
             for owner, parts in owners.items():
-                block = _block(task, parts, rows, columns)
-                store.add(owner, a, b, block)
-                if task.columns is None and not (same and i == j):
-                    store.add(owner, b, a, _mirror(block))
+                block = _block(job, parts, rows, columns)
+                sink.add(owner, a, b, block)
+                if job.columns is None and not (same and i == j):
+                    sink.add(owner, b, a, _mirror(block))
 
 
 def _moved(piece: slice, start: int) -> slice:
@@ -146,30 +144,30 @@ def _mirror(block: Tensor) -> Tensor:
     return block.permute(2, 3, 0, 1) if block.dim() == 4 else block.mT
 
 
-def _block(task: Task, parts: list[tuple[Part, Part]], rows: slice, columns: slice) -> Tensor:
+def _block(job: Job, parts: list[tuple[Part, Part]], rows: slice, columns: slice) -> Tensor:
     """K between some samples of two tiles: (n1, r, n2, r), (r, n1, n2) or (n1, n2)."""
     n1, n2 = rows.stop - rows.start, columns.stop - columns.start
-    plan = task.plan
-    whole = _sum(task, [p for p in parts if not p[0].below or plan.lift is None], rows, columns, plan.reduce)
+    plan = job.plan
+    whole = _sum(job, [p for p in parts if not p[0].below or plan.lift is None], rows, columns, plan.reduce)
     if plan.lift is not None:
-        below = _sum(task, [p for p in parts if p[0].below], rows, columns, "full")
+        below = _sum(job, [p for p in parts if p[0].below], rows, columns, "full")
         lifted = None if below is None else _lifted(below, plan.lift, n1, n2, plan.reduce)
         whole = lifted if whole is None else whole if lifted is None else whole + lifted
     assert whole is not None
-    if task.scale != 1.0:
-        whole = whole.mul_(task.scale)
+    if job.scale != 1.0:
+        whole = whole.mul_(job.scale)
     return whole.view(n1, whole.shape[0] // n1, n2, whole.shape[1] // n2) if plan.reduce == "full" else whole
 
 
 def _sum(
-    task: Task, parts: list[tuple[Part, Part]], rows: slice, columns: slice, reduce: Reduce
+    job: Job, parts: list[tuple[Part, Part]], rows: slice, columns: slice, reduce: Reduce
 ) -> Tensor | None:
     """The sum of what the factors give; None for none."""
     if not parts:
         return None
     n1, n2 = rows.stop - rows.start, columns.stop - columns.start
     left, right = parts[0][0].factor.directions, parts[0][1].factor.directions
-    block = task.plan.directions.new_zeros(block_shape(reduce, n1, n2, left, right))
+    block = job.plan.directions.new_zeros(block_shape(reduce, n1, n2, left, right))
     for one, other in parts:
         one.factor.add(block, other.factor, rows, columns, reduce)
     return block

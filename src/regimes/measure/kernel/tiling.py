@@ -10,7 +10,7 @@ from regimes.core.error import UserError
 from regimes.measure.kernel.cost import entries
 from regimes.measure.kernel.plan import Plan, Term
 
-__all__ = ["Layout", "Problem", "lay_out"]
+__all__ = ["Extent", "Tiling", "choose_tiling"]
 
 # Samples in one pass: so many bytes of activations still fit the cache of a processor.
 _CACHE = 48 << 20
@@ -21,7 +21,7 @@ _LONG, _FEW = 1 << 12, 128
 
 
 @dataclass(frozen=True)
-class Problem:
+class Extent:
     """How large a kernel is asked for.
 
     Attributes:
@@ -47,7 +47,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Tiling:
     """What is taken at a time.
 
     Attributes:
@@ -79,29 +79,29 @@ class Layout:
         return round(built * len(self.groups) * mean * len(self.directions) ** 2)
 
 
-def lay_out(plan: Plan, problem: Problem) -> Layout:
-    """The layout that sends the fewest samples through the network.
+def choose_tiling(plan: Plan, extent: Extent) -> Tiling:
+    """The tiling that sends the fewest samples through the network.
 
     Raises:
         UserError: if not even one sample, one parameter and one output fit the memory: says what is needed.
     """
-    fitting = [layout for layout in _candidates(plan, problem) if layout.bytes <= problem.memory]
+    fitting = [tiling for tiling in _candidates(plan, extent) if tiling.bytes <= extent.memory]
     if fitting:
-        return min(fitting, key=lambda layout: layout.samples(problem.rows, problem.columns))
+        return min(fitting, key=lambda tiling: tiling.samples(extent.rows, extent.columns))
     raise UserError(
-        f"`memory`: got {problem.memory} bytes, expected at least {_least(plan, problem)}, for one sample and "
+        f"`memory`: got {extent.memory} bytes, expected at least {_least(plan, extent)}, for one sample and "
         "the largest parameter at a time"
     )
 
 
-def _least(plan: Plan, problem: Problem) -> int:
-    """The smallest memory for which there is a layout."""
+def _least(plan: Plan, extent: Extent) -> int:
+    """The smallest memory for which there is a tiling."""
 
     def fits(memory: int) -> bool:
-        other = replace(problem, memory=memory)
-        return any(layout.bytes <= memory for layout in _candidates(plan, other))
+        other = replace(extent, memory=memory)
+        return any(tiling.bytes <= memory for tiling in _candidates(plan, other))
 
-    high = max(1, problem.memory)
+    high = max(1, extent.memory)
     while not fits(high):
         high *= 2
     low = high // 2
@@ -111,8 +111,8 @@ def _least(plan: Plan, problem: Problem) -> int:
     return high
 
 
-def _candidates(plan: Plan, problem: Problem) -> Iterator[Layout]:
-    """Layouts from coarse to fine: the largest tile that fits for each partition of terms and directions."""
+def _candidates(plan: Plan, extent: Extent) -> Iterator[Tiling]:
+    """Tilings from coarse to fine: the largest tile that fits for each partition of terms and directions."""
     splits = [1] if plan.begin is not None else list(_powers(len(plan.asked)))
     for split in splits:
         total = len(plan.asked)
@@ -121,12 +121,12 @@ def _candidates(plan: Plan, problem: Problem) -> Iterator[Layout]:
         found = False
         for count in _powers(len(plan.terms)):
             groups = _partition(plan, plan.terms, count)
-            for layout in (
-                _largest(plan, problem, groups, directions),
-                _smallest(plan, problem, groups, directions),
+            for tiling in (
+                _largest(plan, extent, groups, directions),
+                _smallest(plan, extent, groups, directions),
             ):
-                found = found or layout.bytes <= problem.memory
-                yield layout
+                found = found or tiling.bytes <= extent.memory
+                yield tiling
         if found:
             return
 
@@ -156,48 +156,48 @@ def _partition(plan: Plan, terms: Sequence[Term], count: int) -> tuple[tuple[Ter
 
 
 def _largest(
-    plan: Plan, problem: Problem, groups: tuple[tuple[Term, ...], ...], directions: tuple[slice, ...]
-) -> Layout:
+    plan: Plan, extent: Extent, groups: tuple[tuple[Term, ...], ...], directions: tuple[slice, ...]
+) -> Tiling:
     """The largest tile of a partition, and what goes with it."""
     r, c = _directed(plan, directions)
-    item = problem.itemsize
+    item = extent.itemsize
     held = _held(groups, r, c) * item
     one = _transient(plan, groups, c, item)
-    rows = 4096 if problem.accelerator else _ROWS
+    rows = 4096 if extent.accelerator else _ROWS
     side = max(r, c)
     width = side if plan.reduce == "full" else 1
-    chunk = max(1, min(problem.longest, rows // width, _side(problem.memory / 12, side, plan, item)))
+    chunk = max(1, min(extent.longest, rows // width, _side(extent.memory / 12, side, plan, item)))
     if any(t.order == "explicit" and t.shape.numel >= _LONG for t in plan.terms):
         # Long sums keep small blocks fast, and the smaller they are, the less is computed twice.
-        chunk = min(chunk, max(-(-problem.longest // 8), -(-_FEW // width)))
+        chunk = min(chunk, max(-(-extent.longest // 8), -(-_FEW // width)))
     blocks = 3 * chunk**2 * _square(plan, side) * item
     sequences = any(t.order in ("gram", "one-sided") and t.shape.tokens > 1 for t in plan.terms)
-    room = problem.memory // 8 // item if sequences else 0
-    free = problem.memory - blocks - room * item
-    cache = 1 << 40 if problem.accelerator else _CACHE
-    micro = max(1, min(problem.longest, int(min(free / 3, cache) / one)))
+    room = extent.memory // 8 // item if sequences else 0
+    free = extent.memory - blocks - room * item
+    cache = 1 << 40 if extent.accelerator else _CACHE
+    micro = max(1, min(extent.longest, int(min(free / 3, cache) / one)))
     free -= micro * one
-    tile = _tile(problem, held, free, _square(plan, c) * item if problem.stored else 0)
+    tile = _tile(extent, held, free, _square(plan, c) * item if extent.stored else 0)
     micro = min(micro, tile)
-    sides = 1 if tile >= problem.longest and problem.columns is None else 2
-    total = blocks + room * item + micro * one + sides * min(tile, problem.longest) * held
-    if problem.stored:
-        total += min(tile, problem.rows) * min(tile, problem.longest) * _square(plan, c) * item
-    return Layout(tile, micro, min(chunk, tile), max(1, room), groups, directions, int(total))
+    sides = 1 if tile >= extent.longest and extent.columns is None else 2
+    total = blocks + room * item + micro * one + sides * min(tile, extent.longest) * held
+    if extent.stored:
+        total += min(tile, extent.rows) * min(tile, extent.longest) * _square(plan, c) * item
+    return Tiling(tile, micro, min(chunk, tile), max(1, room), groups, directions, int(total))
 
 
 def _smallest(
-    plan: Plan, problem: Problem, groups: tuple[tuple[Term, ...], ...], directions: tuple[slice, ...]
-) -> Layout:
+    plan: Plan, extent: Extent, groups: tuple[tuple[Term, ...], ...], directions: tuple[slice, ...]
+) -> Tiling:
     """One sample at a time."""
     r, c = _directed(plan, directions)
-    item = problem.itemsize
+    item = extent.itemsize
     held = _held(groups, r, c) * item
     sequences = [t.shape for t in plan.terms if t.order in ("gram", "one-sided") and t.shape.tokens > 1]
     room = max((2 * s.tokens * (s.tokens + r * s.given) for s in sequences), default=0) * item
-    blocks = (4 if problem.stored else 3) * _square(plan, max(r, c)) * item
+    blocks = (4 if extent.stored else 3) * _square(plan, max(r, c)) * item
     total = blocks + room + _transient(plan, groups, c, item) + 2 * held
-    return Layout(1, 1, 1, 1, groups, directions, int(total))
+    return Tiling(1, 1, 1, 1, groups, directions, int(total))
 
 
 def _directed(plan: Plan, directions: tuple[slice, ...]) -> tuple[int, int]:
@@ -211,12 +211,12 @@ def _held(groups: Sequence[Sequence[Term]], r: int, c: int) -> int:
     return max((sum(entries(t.shape, t.order, r, c) for t in group) for group in groups), default=0)
 
 
-def _tile(problem: Problem, held: int, free: float, pair: int) -> int:
+def _tile(extent: Extent, held: int, free: float, pair: int) -> int:
     """Samples on a side, where each takes ``held`` bytes and each pair ``pair``."""
-    n1, n2 = problem.rows, problem.columns
+    n1, n2 = extent.rows, extent.columns
     whole = (n1 if n2 is None else n1 + n2) * held + n1 * (n2 or n1) * pair
     if whole <= free:
-        return problem.longest
+        return extent.longest
     if pair == 0:
         return max(1, int(free // (2 * held)))
     return max(1, int((math.sqrt(max(0.0, held**2 + pair * free)) - held) / pair))

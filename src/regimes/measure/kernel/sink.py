@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regimes.measure.kernel.factor import Reduce
 
-__all__ = ["Store", "Unit", "Whole", "Window", "natural"]
+__all__ = ["Sink", "Unit", "Whole", "Window", "natural"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def _shape(reduce: Reduce, rows: int, columns: int, left: int, right: int) -> tu
     }[reduce]
 
 
-class Store(ABC):
+class Sink(ABC):
     """Takes the blocks of a kernel."""
 
     @abstractmethod
@@ -49,7 +49,7 @@ class Store(ABC):
         """Put a block where it belongs."""
 
 
-class Whole(Store):
+class Whole(Sink):
     """Kernels of n1 and n2 samples by owner.
 
     Args:
@@ -90,7 +90,7 @@ class Whole(Store):
         return natural(self._like.new_zeros(self._shape) if found is None else found, self._reduce)
 
 
-class Window(Store):
+class Window(Sink):
     """One pair of tiles; what falls outside is left out: the mirror image of a pair is taken from it later."""
 
     def __init__(self, reduce: Reduce, row: Unit, column: Unit, like: Tensor) -> None:
