@@ -39,7 +39,7 @@ from regimes.core import check
 from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.measure.probe import Probe, observe
-from tests.arguments_base import ABSTRACT, BASES, ENDLESS, FOLDERS, RECORDS, network
+from tests.arguments_base import ABSTRACT, BASES, ENDLESS, FILES, FOLDERS, RECORDS, network
 from tests.arguments_taken import RULES, Rule
 
 __all__ = ["Case", "cases", "public", "run"]
@@ -77,9 +77,9 @@ class Case:
 
 
 def public() -> dict[str, Callable[..., Any]]:
-    """Every public function and class of the folders by its name, those of public modules as well."""
+    """Every public function and class of the folders and files by its name, those of public modules as well."""
     found: dict[str, Callable[..., Any]] = {}
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, *FILES):
         module = importlib.import_module(f"regimes.{folder}")
         for name in module.__all__:
             value = getattr(module, name)

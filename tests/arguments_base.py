@@ -19,15 +19,22 @@ from regimes.core.state import State
 from regimes.core.tree import trainable
 from regimes.report import claim
 from regimes.study import Scale, Store, Study, grid
-from tests.report import lazy, synthetic
+from tests.papers.feature_lazy import synthetic
+from tests.papers.lazy_training import synthetic as lazy
 from tests.study.toy import Toy
 
-__all__ = ["ABSTRACT", "BASES", "ENDLESS", "FOLDERS", "LEFT_OUT", "RECORDS", "network"]
+__all__ = ["ABSTRACT", "BASES", "ENDLESS", "FILES", "FOLDERS", "LEFT_OUT", "RECORDS", "network"]
 
 FOLDERS = ("control", "models", "data", "train", "measure", "compare", "study", "report")
+FILES = (
+    "papers.feature_lazy.figures",
+    "papers.feature_lazy.tables.frozen",
+    "papers.feature_lazy.tables.plane",
+    "papers.lazy_training.figures",
+)
 LEFT_OUT = {
     "core": "the ground of the other folders, which hand it what they checked; what is `checked` there is tried",
-    "papers": "studies for the command line (tests/bad_commands.py); runs check their fields by themselves",
+    "papers": "studies for the command line (tests/bad_commands.py), but for the `FILES`; runs check their own fields",
 }
 Arguments = dict[str, Any]
 
@@ -122,19 +129,21 @@ FRAME = lambda: {"frame": rows()}  # noqa: E731
 MEMBERS = np.array([[1.0, -1.0, 2.0], [2.0, -1.0, 1.0], [1.5, -2.0, -1.0]])
 FIGURES = {
     **{
-        f"report.figure.{name}": FRAME
+        f"papers.feature_lazy.figures.{name}": FRAME
         for name in ("crossover", "crossover_by_law", "ensemble_error", "fluctuation", "fluctuation_width")
     },
     **{
-        f"report.figure.{name}": FRAME
+        f"papers.feature_lazy.figures.{name}": FRAME
         for name in ("kernel_change", "learning_time", "phase_diagram", "test_error", "weight_change")
     },
-    **{f"report.figure_frozen.{name}": FRAME for name in ("frozen_error", "regime_error")},
+    **{f"papers.feature_lazy.figures.{name}": FRAME for name in ("frozen_error", "regime_error")},
     **{
-        f"report.figure_lazy.{name}": lambda: {"frame": lazy_rows()}
+        f"papers.lazy_training.figures.{name}": lambda: {"frame": lazy_rows()}
         for name in ("accuracy_stability", "lazy_rates", "neuron_paths", "student_loss", "student_width")
     },
-    "report.figure_spectrum.kernel_spectrum": lambda: {"frame": lazy_rows()},
+    "papers.feature_lazy.figures.figures": FRAME,
+    "papers.lazy_training.figures.figures": lambda: {"frame": lazy_rows()},
+    "papers.lazy_training.figures.kernel_spectrum": lambda: {"frame": lazy_rows()},
 }
 BASES: dict[str, Callable[[], Arguments]] = {
     "core.activation.Softplus": values(),
@@ -240,45 +249,49 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "report.fit.crossing": values(x=[1.0, 2.0, 3.0], y=[0.1, 0.5, 2.0], level=1.0),
     "report.fit.local_exponents": values(x=[1.0, 2.0, 4.0], y=[1.0, 2.0, 4.0]),
     "report.fit.power_law": values(x=[1.0, 2.0, 4.0, 8.0], y=[1.0, 2.1, 3.9, 8.0], window=(0.5, 9.0)),
-    "report.frozen.by_seed": lambda: {"rows": rows(), "column": "test_error"},
-    "report.frozen.networks": FRAME,
-    "report.frozen.regimes": lambda: {"rows": rows()},
+    "papers.feature_lazy.tables.frozen.by_seed": lambda: {"rows": rows(), "column": "test_error"},
+    "papers.feature_lazy.tables.frozen.networks": FRAME,
+    "papers.feature_lazy.tables.frozen.regimes": lambda: {"rows": rows()},
     "report.page.build": lambda: {"store": folder(), "study": study(), "frame": rows()},
     "report.page.draw": lambda: {"entry": ("one", "One", draw, "A figure."), "frame": rows()},
     "report.page.render": lambda: {"study": study(), "found": [], "shown": [], "frame": rows(), "record": {}},
     "report.page.headline": values(found=[{"verdict": "reproduced"}]),
-    "report.plane.curve_law": lambda: {"rows": curves(), "column": "dK", "window": (0.01, 3.0)},
-    "report.plane.star_law": lambda: {"table": stars()},
-    "report.plane.variance_law": lambda: {
+    "papers.feature_lazy.tables.plane.curve_law": lambda: {
+        "rows": curves(),
+        "column": "dK",
+        "window": (0.01, 3.0),
+    },
+    "papers.feature_lazy.tables.plane.star_law": lambda: {"table": stars()},
+    "papers.feature_lazy.tables.plane.variance_law": lambda: {
         "widths": [16, 32, 64],
         "samples": [MEMBERS, MEMBERS / 2, MEMBERS / 4],
     },
-    "report.table.ends": FRAME,
-    "report.table.ensembles": lambda: {"rows": rows()[rows()["status"] == "finished"]},
+    "papers.feature_lazy.tables.plane.ends": FRAME,
+    "papers.feature_lazy.tables.plane.ensembles": lambda: {"rows": rows()[rows()["status"] == "finished"]},
     "report.table.filled": FRAME,
     "report.table.last": FRAME,
     "report.table.named": values(keys=["a"], values=1.0),
     "report.table.need": lambda: {"frame": rows(), "columns": ["width"]},
-    "report.table.panels": FRAME,
+    "papers.feature_lazy.tables.plane.panels": FRAME,
     "report.table.summary": lambda: {"frame": rows(), "by": ["width"], "column": "test_error"},
-    "report.table.tidy": FRAME,
-    "report.table.transition": FRAME,
+    "papers.feature_lazy.tables.plane.tidy": FRAME,
+    "papers.feature_lazy.tables.plane.transition": FRAME,
     **FIGURES,
 }
 
 
 @functools.cache
 def curves() -> pd.DataFrame:
-    from regimes.report import table
+    from regimes.papers.feature_lazy.tables import plane
 
-    return table.tidy(rows())
+    return plane.tidy(rows())
 
 
 @functools.cache
 def stars() -> pd.DataFrame:
-    from regimes.report import table
+    from regimes.papers.feature_lazy.tables import plane
 
-    return table.transition(rows())
+    return plane.transition(rows())
 
 
 # How often something is done: it is done for as long as that takes.

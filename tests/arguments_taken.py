@@ -38,7 +38,7 @@ class Rule:
 SHARES = "core.estimate.share core.estimate.paired_share"
 SIGNED = "minus one, zero, infinite, minus infinite"
 HUGE = "huge 0, huge 1"
-ENDS = "report.figure.ensemble_error report.figure.fluctuation_width"
+ENDS = "papers.feature_lazy.figures.ensemble_error papers.feature_lazy.figures.fluctuation_width"
 PAGES = "report.page.build report.page.draw report.page.render"
 RULES = (
     Rule(
@@ -100,7 +100,12 @@ RULES = (
         "max_steps max_seconds gradient output",
         "infinite",
     ),
-    Rule("a limit that is never met", "study.bisection report.table.transition", "factor reach", "infinite"),
+    Rule(
+        "a limit that is never met",
+        "study.bisection papers.feature_lazy.tables.plane.transition",
+        "factor reach",
+        "infinite",
+    ),
     Rule(
         "a rate of 0 moves nothing, one above 1 is a rate",
         "train.descent compare.would_linear_do",
@@ -154,7 +159,8 @@ RULES = (
     ),
     Rule(
         "no rows is a state of a study: the page says so",
-        PAGES + " report.claim.judge report.claim.verdicts report.table.filled report.table.panels",
+        PAGES
+        + " report.claim.judge report.claim.verdicts report.table.filled papers.feature_lazy.tables.plane.panels",
         "frame",
         "empty, other columns",
     ),

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import regimes
 from regimes.cli import app
-from regimes.papers.catalog import CATALOG, SCALES, Entry, find_study
+from regimes.papers.catalog import CATALOG, Entry, find_study
 
 HEAVY = {"torch", "numpy", "pandas", "pyarrow", "matplotlib", "scipy", "sklearn", "jinja2"}
 
@@ -108,18 +108,18 @@ def test_what_only_informs_loads_nothing_heavy(arguments: tuple[str, ...]) -> No
 def test_list_shows_every_study_its_claims_and_its_costs() -> None:
     shown = regimes_command("list").stdout
     for study in CATALOG.values():
-        assert study.name in shown
-        assert ", ".join(study.claims) in shown
-        assert all(f"{scale}: {cost}" in shown for scale, cost in zip(SCALES, study.cost, strict=True))
+        assert study.card.name in shown
+        assert ", ".join(study.card.claims) in shown
+        assert all(f"{scale}: {cost}" in shown for scale, cost in study.card.cost.items())
 
 
-@pytest.mark.parametrize("entry", [one for one in CATALOG.values() if one.module], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "entry", [one for one in CATALOG.values() if one.module], ids=lambda one: one.card.name
+)
 def test_the_catalogue_says_of_a_study_what_it_is(entry: Entry) -> None:
-    study = find_study(entry.name)
-    assert (study.name, study.title, study.paper) == (entry.name, entry.title, entry.paper)
-    assert {name: scale.cost for name, scale in study.scales.items()} == dict(
-        zip(SCALES, entry.cost, strict=True)
-    )
+    study, card = find_study(entry.card.name), entry.card
+    assert (study.name, study.title, study.paper) == (card.name, card.title, card.paper)
+    assert {name: scale.cost for name, scale in study.scales.items()} == card.cost
 
 
 def test_version() -> None:

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 import regimes
 from regimes.core.error import UserError, at_home
 from regimes.core.rounding import fix_rounding
-from regimes.papers.catalog import CATALOG, SCALES, find_study, stored_study
+from regimes.papers.catalog import CATALOG, find_study, stored_study
 
 __all__ = ["app", "main"]
 
@@ -130,10 +130,11 @@ def common(
 def list_studies() -> None:
     """Show the studies, what they claim, what each scale costs."""
     for study in CATALOG.values():
-        costs = ", ".join(f"{scale}: {cost}" for scale, cost in zip(SCALES, study.cost, strict=True))
-        name = typer.style(study.name, bold=True)
-        typer.echo(f"{name} ({study.status})\n  {study.title}\n  {study.paper}")
-        typer.echo(f"  claims: {', '.join(study.claims)}\n  {costs}\n")
+        card = study.card
+        costs = ", ".join(f"{scale}: {cost}" for scale, cost in card.cost.items())
+        name = typer.style(card.name, bold=True)
+        typer.echo(f"{name} ({study.status})\n  {card.title}\n  {card.paper}")
+        typer.echo(f"  claims: {', '.join(card.claims)}\n  {costs}\n")
     typer.echo("Run one: regimes run STUDY, or a study of your own: regimes run FILE.py")
 
 

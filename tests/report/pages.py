@@ -11,11 +11,13 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from regimes.core.error import UserError
-from regimes.report import figure, fit, page, table
+from regimes.papers.feature_lazy import figures
+from regimes.papers.feature_lazy.tables import plane
+from regimes.report import fit, page
 from regimes.report.claim import Claim, Estimate
 from regimes.study import Run, Store
 from regimes.study.field import Rows, Tick
-from tests.report import synthetic
+from tests.papers.feature_lazy import synthetic
 
 RECORD = {
     "study": "made-up",
@@ -72,7 +74,7 @@ class Study:
 
 
 def slope(frame: pd.DataFrame) -> Estimate:
-    rows = table.tidy(frame)
+    rows = plane.tidy(frame)
     return fit.power_law(rows["x"], rows["dK"], (1e3, 1e6), groups=rows["network"]).estimate()
 
 
@@ -108,8 +110,8 @@ STUDY = Study(
         claim("A4", (-1.1, -0.9), slope),
     ),
     (
-        ("kernel_change", "Kernel drift", figure.kernel_change, "One curve for all widths."),
-        ("phase_diagram", "Phase diagram", figure.phase_diagram, "Two regions & a line."),
+        ("kernel_change", "Kernel drift", figures.kernel_change, "One curve for all widths."),
+        ("phase_diagram", "Phase diagram", figures.phase_diagram, "Two regions & a line."),
         ("gap", "Gap", undrawn, "Not measured."),
     ),
 )

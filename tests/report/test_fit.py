@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 
 from regimes.core.error import UserError
+from regimes.papers.feature_lazy.tables.plane import tidy, transition
 from regimes.report.fit import crossing, local_exponents, power_law
-from regimes.report.table import tidy, transition
-from tests.report import synthetic
+from tests.papers.feature_lazy import synthetic
 
 X = np.geomspace(0.1, 100, 7)
 

@@ -1,24 +1,22 @@
-"""The literature: per paper its sweep at three scales, its figures, its claims."""
+"""The literature: one folder a paper, with its card, study, runs, claims and figures; a recipe for what runs share."""
 
 import importlib
 from types import ModuleType
 
 __all__ = [
+    "card",
     "catalog",
     "feature_lazy",
-    "feature_lazy_claims",
-    "feature_lazy_frozen",
-    "feature_lazy_frozen_claims",
+    "iterative_linearisation",
     "lazy_training",
-    "lazy_training_claims",
-    "lazy_training_images",
-    "lazy_training_runs",
-    "lazy_training_spectrum",
+    "recipe",
+    "rich_regime",
+    "two_regimes",
 ]
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import a file on first use: the catalogue is read before anything heavy is."""
+    """Import a file or folder on first use: the cards are read before anything heavy is."""
     if name in __all__:
         return importlib.import_module(f"regimes.papers.{name}")
     raise AttributeError(f"module 'regimes.papers' has no attribute '{name}'")

@@ -1,21 +1,23 @@
-"""The studies that come with the library: a light table, read before anything heavy is imported."""
+"""The studies that come with the library: the cards in the folders beside this file, read before anything heavy."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regimes import papers
 from regimes.core.error import UserError, nearest
+from regimes.papers.card import Card
 
 if TYPE_CHECKING:
     from regimes.study import Study
 
-__all__ = ["CATALOG", "SCALES", "Entry", "entry", "find_study", "stored_study"]
-
-SCALES = ("quick", "small", "paper")
+__all__ = ["CATALOG", "Entry", "entry", "find_study", "stored_study"]
 
 
 @dataclass(frozen=True)
@@ -23,19 +25,11 @@ class Entry:
     """One study of the catalogue.
 
     Attributes:
-        name: what ``regimes run`` calls it.
-        title: what the study shows.
-        paper: authors, title, where.
-        claims: the ids of the claims it gives a verdict on.
-        cost: what a run takes, one text per scale of ``SCALES``.
+        card: what its folder says of it.
         module: the module that defines its ``STUDY``; empty while the study is only planned.
     """
 
-    name: str
-    title: str
-    paper: str
-    claims: tuple[str, ...]
-    cost: tuple[str, str, str] = ("2 minutes on 2 cores", "30 minutes on 2 cores", "GPUs")
+    card: Card
     module: str = ""
 
     @property
@@ -44,52 +38,20 @@ class Entry:
         return "available" if self.module else "planned"
 
 
-CATALOG = {
-    study.name: study
-    for study in (
-        Entry(
-            "lazy-training",
-            "A large output scale keeps a network at its linearisation",
-            "Chizat, Oyallon, Bach: On Lazy Training in Differentiable Programming. NeurIPS 2019, "
-            "arXiv:1812.07956",
-            ("R1", "R2", "R3", "R4", "R5"),
-            ("2 minutes on 2 cores", "30 minutes on 2 cores", "weeks of one GPU"),
-            module="regimes.papers.lazy_training",
-        ),
-        Entry(
-            "feature-lazy",
-            "The phase diagram of lazy and feature training in scale and width",
-            "Geiger, Spigler, Jacot, Wyart: Disentangling feature and lazy training in deep neural networks. "
-            "J. Stat. Mech. 2020, arXiv:1906.08034",
-            ("R6", "R7", "R8", "R9", "R10", "R11", "R12", "R13", "R14"),
-            (
-                "2 to 4 minutes on 2 cores",
-                "30 minutes on 2 cores",
-                "days on one GPU; a cluster for all of it",
-            ),
-            module="regimes.papers.feature_lazy",
-        ),
-        Entry(
-            "iterative-linearisation",
-            "How often must a network be linearised again to train as well as it does itself",
-            "Goldwaser, Ge: Understanding Sparse Feature Updates in Deep Networks using Iterative "
-            "Linearisation. arXiv:2211.12345",
-            ("R15", "R16", "R17"),
-        ),
-        Entry(
-            "two-regimes",
-            "Large steps for generalisation, small steps with momentum for optimisation",
-            "Leclerc, Madry: The Two Regimes of Deep Network Training. arXiv:2002.10376",
-            ("R18", "R19"),
-        ),
-        Entry(
-            "rich-regime",
-            "Few parameters and layers are active, and back-propagation can do without the others",
-            "Li, Banerjee: Experiments with Rich Regime Training for Deep Learning. arXiv:2102.13522",
-            ("R20", "R21"),
-        ),
-    )
-}
+def _found() -> dict[str, Entry]:
+    """Name -> study, for every folder of ``regimes.papers`` that holds a card, by the date of the paper."""
+    entries = []
+    for folder in pkgutil.iter_modules(papers.__path__, f"{papers.__name__}."):
+        if folder.ispkg:
+            study = f"{folder.name}.study"
+            entries.append(
+                Entry(importlib.import_module(folder.name).CARD, study if find_spec(study) else "")
+            )
+    entries.sort(key=lambda one: (one.card.published, one.card.name))
+    return {one.card.name: one for one in entries}
+
+
+CATALOG = _found()
 """Name of a study -> what is known of it without running it."""
 
 
@@ -100,13 +62,13 @@ def entry(name: str) -> Entry:
         UserError: no study has that name, or it is only planned.
 
     >>> entry("feature-lazy").module
-    'regimes.papers.feature_lazy'
+    'regimes.papers.feature_lazy.study'
     """
     if name not in CATALOG:
         known = f"expected one of {', '.join(CATALOG)}, or a Python file that defines STUDY"
         raise UserError(f"`STUDY` is '{name}', {known}{nearest(name, CATALOG)}")
     if not CATALOG[name].module:
-        ready = ", ".join(one.name for one in CATALOG.values() if one.module)
+        ready = ", ".join(name for name, one in CATALOG.items() if one.module)
         raise UserError(f"`STUDY` is '{name}', which is planned but not there yet; available: {ready}")
     return CATALOG[name]
 
@@ -153,7 +115,7 @@ def stored_study(out: Path, given: str | None = None) -> Study:
             )
         return study
     if source is None and name in CATALOG:
-        return find_study(entry(name).name)
+        return find_study(name)
     hint = f" (it was run from {shown(source)})" if source else ""
     raise UserError(
         f"`OUT` is '{out}': it holds study {shown(name)} of a file{hint}, and no file is run because a directory names "

@@ -1,4 +1,4 @@
-"""What is shown: the store's rows as tables, fits, verdicts, figures and one page. Never runs anything."""
+"""What is shown, whatever the study: tables, fits, verdicts, the style of figures, one page. Never runs anything."""
 
 import importlib
 from types import ModuleType
@@ -6,14 +6,8 @@ from types import ModuleType
 __all__ = [
     "claim",
     "ensemble",
-    "figure",
-    "figure_frozen",
-    "figure_lazy",
-    "figure_spectrum",
     "fit",
-    "frozen",
     "page",
-    "plane",
     "table",
 ]
 
