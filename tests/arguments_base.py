@@ -17,6 +17,7 @@ from regimes import measure, models
 from regimes.core import estimate, loss
 from regimes.core.state import State
 from regimes.core.tree import trainable
+from regimes.papers.feature_lazy.runs import FlowRun
 from regimes.report import claim
 from regimes.study import Scale, Store, Study, grid
 from tests.papers.feature_lazy import synthetic
@@ -273,6 +274,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "report.table.named": values(keys=["a"], values=1.0),
     "report.table.need": lambda: {"frame": rows(), "columns": ["width"]},
     "papers.feature_lazy.tables.plane.panels": FRAME,
+    "report.table.rows_of": lambda: {"frame": rows(), "run": FlowRun},
     "report.table.summary": lambda: {"frame": rows(), "by": ["width"], "column": "test_error"},
     "papers.feature_lazy.tables.plane.tidy": FRAME,
     "papers.feature_lazy.tables.plane.transition": FRAME,

@@ -10,8 +10,9 @@ import pandas as pd
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.estimate import Values, array, mean
+from regimes.study.run import Run
 
-__all__ = ["filled", "last", "named", "need", "summary"]
+__all__ = ["filled", "last", "named", "need", "rows_of", "summary"]
 
 
 @checked
@@ -33,6 +34,16 @@ def need(frame: pd.DataFrame, columns: str | Sequence[str], name: str = "frame")
             f"`{name}` has {len(frame)} rows, none with {', '.join(columns)}: let the study finish some runs"
         )
     return found
+
+
+@checked
+def rows_of(frame: pd.DataFrame, run: type[Run]) -> pd.DataFrame:
+    """The rows of one Run class; none of a frame without rows.
+
+    Raises:
+        UserError: if rows do not say of which class they are.
+    """
+    return need(frame, "run").loc[lambda found: found["run"] == run.__name__] if len(frame) else frame
 
 
 @checked

@@ -25,6 +25,7 @@ from regimes.papers.feature_lazy.figures.width import (
     phase_diagram,
 )
 from regimes.papers.feature_lazy.runs import FlowRun, FrozenRun
+from regimes.report.table import rows_of
 
 __all__ = [
     "FIGURES",
@@ -45,14 +46,9 @@ __all__ = [
 ]
 
 
-def _flows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the plane; those of networks with frozen kernels have figures of their own."""
-    return frame.loc[frame["run"] == FlowRun.__name__]
-
-
 def _ntk(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
     """The figure of the runs under the NTK law, in whose convention its axes are."""
-    return lambda frame: draw(_flows(frame).loc[lambda rows: rows["law"] == "ntk"])
+    return lambda frame: draw(rows_of(frame, FlowRun).loc[lambda rows: rows["law"] == "ntk"])
 
 
 FIGURES = (
@@ -92,7 +88,7 @@ FIGURES = (
     (
         "crossover_by_law",
         "The crossover under other laws of width",
-        lambda frame: crossover_by_law(_flows(frame)),
+        lambda frame: crossover_by_law(rows_of(frame, FlowRun)),
         "alpha* of each law in its own convention: NTK and standard fall like h^-1/2, mean-field and muP "
         "stay.",
     ),
@@ -142,8 +138,8 @@ FROZEN = ("regime_error", "frozen_error")
 @checked
 def figures(frame: pd.DataFrame) -> list[Any]:
     """The figures of the rows: the laws are compared where several were run, networks and their frozen kernels too."""
-    left_out = {"crossover_by_law"} if frame.empty or len(set(_flows(frame)["law"])) < 2 else set()
-    frozen = frame if frame.empty else frame.loc[frame["run"] == FrozenRun.__name__]
+    left_out = {"crossover_by_law"} if frame.empty or len(set(rows_of(frame, FlowRun)["law"])) < 2 else set()
+    frozen = rows_of(frame, FrozenRun)
     if frozen.empty:
         left_out |= set(FROZEN)
     elif "cnn" not in set(frozen["model"]):

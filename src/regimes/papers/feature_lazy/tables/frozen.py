@@ -8,11 +8,11 @@ import pandas as pd
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.estimate import array
-from regimes.report.table import last, need
+from regimes.papers.feature_lazy.runs import FrozenRun
+from regimes.report.table import last, need, rows_of
 
 __all__ = ["by_seed", "networks", "regimes"]
 
-RUN = "FrozenRun"
 # sqrt(h) alpha up to which a network counts as one of the feature regime, and from which as one of the lazy
 FEATURE_MOST, LAZY_LEAST = 1.0, 1e3
 # What must not be mixed.
@@ -33,7 +33,7 @@ def networks(frame: pd.DataFrame, model: str | None = None) -> list[tuple[str, p
     Raises:
         UserError: if there is none.
     """
-    rows = need(frame, ["run"]).loc[lambda found: found["run"] == RUN]
+    rows = rows_of(need(frame, "run"), FrozenRun)
     rows = last(rows) if len(rows) else rows
     if len(rows):
         rows = rows.loc[(rows["status"] == "finished") & ((rows["model"] == model) | (model is None))]

@@ -15,6 +15,8 @@ from regimes.papers.lazy_training.figures.training import (
     student_loss,
     student_width,
 )
+from regimes.papers.lazy_training.runs import ImageRun, RateRun, SpectrumRun, StudentRun
+from regimes.report.table import rows_of
 
 __all__ = [
     "FIGURES",
@@ -76,6 +78,6 @@ FIGURES = (
 @checked
 def figures(frame: pd.DataFrame) -> list[Any]:
     """The figures of the rows there are."""
-    there = set(frame["run"]) if len(frame) else set()
-    wanted = {"lazy_rates": "RateRun", "accuracy_stability": "ImageRun", "kernel_spectrum": "SpectrumRun"}
-    return [entry for entry in FIGURES if wanted.get(entry[0], "StudentRun") in there or not there]
+    shown = {"lazy_rates": RateRun, "accuracy_stability": ImageRun, "kernel_spectrum": SpectrumRun}
+    there = [entry for entry in FIGURES if len(rows_of(frame, shown.get(entry[0], StudentRun)))]
+    return there if len(frame) else list(FIGURES)

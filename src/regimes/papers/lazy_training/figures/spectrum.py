@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from regimes.core.check import checked
 from regimes.core.estimate import array, quantile
+from regimes.papers.lazy_training.runs import SpectrumRun
 from regimes.report.style import Mark, canvas, legend_of, log_axes, marks, styled, subtitle
-from regimes.report.table import last, need
+from regimes.report.table import last, need, rows_of
 
 __all__ = ["kernel_spectrum"]
 
@@ -37,7 +38,7 @@ def kernel_spectrum(frame: pd.DataFrame) -> Figure:
     Arguments:
         frame: rows of a store with ``eigenvalues``.
     """
-    rows = need(frame, ["run"]).loc[lambda every: every["run"] == "SpectrumRun"]
+    rows = rows_of(need(frame, "run"), SpectrumRun)
     ends = last(rows)
     rows = need(ends.loc[ends["status"] == "finished"], ["eigenvalues", "pixels", *_PANEL])
     parts = [part for _, part in rows.groupby(_PANEL, sort=True)]

@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.estimate import array
+from regimes.papers.lazy_training.runs import ImageRun, RateRun, StudentRun
 from regimes.report.fit import power_law
 from regimes.report.style import canvas, curve, legend_of, log_axes, marks, styled, subtitle
-from regimes.report.table import last, need, summary
+from regimes.report.table import last, need, rows_of, summary
+from regimes.study import Run
 
 __all__ = ["accuracy_stability", "lazy_rates", "neuron_paths", "student_loss", "student_width"]
 
@@ -32,7 +34,7 @@ def neuron_paths(frame: pd.DataFrame) -> Figure:
     Arguments:
         frame: rows of a store with ``neurons`` of students with two inputs, at every look.
     """
-    rows = need(_of(frame, "StudentRun"), ["neurons", "tau", "seed"])
+    rows = need(rows_of(need(frame, "run"), StudentRun), ["neurons", "tau", "seed"])
     rows = rows.loc[rows["inputs"] == 2]
     if rows.empty:
         raise UserError("`frame` has no neurons in the plane: expected students with two inputs")
@@ -84,7 +86,7 @@ def student_loss(frame: pd.DataFrame) -> Figure:
     Arguments:
         frame: rows of a store with ``test_loss``, ``best_loss`` and ``linear_loss``.
     """
-    rows = _ends(frame, "StudentRun", ["test_loss", "tau"])
+    rows = _ends(frame, StudentRun, ["test_loss", "tau"])
     rows = rows.loc[rows["symmetric"].astype(bool) & ~rows["traced"].astype(bool)]
     return _curves(
         rows,
@@ -106,7 +108,7 @@ def student_width(frame: pd.DataFrame) -> Figure:
     Arguments:
         frame: rows of a store with ``test_loss``.
     """
-    rows = _ends(frame, "StudentRun", ["test_loss", "width", "scaling"])
+    rows = _ends(frame, StudentRun, ["test_loss", "width", "scaling"])
     rows = rows.loc[~rows["symmetric"].astype(bool)]
     if rows.empty:
         raise UserError("`frame` has no student with a plain start: let the study finish some runs")
@@ -129,7 +131,7 @@ def lazy_rates(frame: pd.DataFrame, window: tuple[float, float] = WINDOW) -> Fig
         "apart": r"$\|w-w_\mathrm{lin}\|$",
         "missed": r"$|F-F_\mathrm{lin}|$",
     }
-    rows = _ends(frame, "RateRun", ["alpha", *told])
+    rows = _ends(frame, RateRun, ["alpha", *told])
     figure, ((axes,),) = canvas(1, height=3.0)
     look = marks(range(len(told)))
     for number, (column, label) in enumerate(told.items()):
@@ -151,7 +153,7 @@ def accuracy_stability(frame: pd.DataFrame) -> Figure:
     Arguments:
         frame: rows of a store with ``train_accuracy``, ``test_accuracy`` and ``stability``.
     """
-    rows = _ends(frame, "ImageRun", ["alpha", "train_accuracy", "test_accuracy", "stability"])
+    rows = _ends(frame, ImageRun, ["alpha", "train_accuracy", "test_accuracy", "stability"])
     rows = rows.loc[rows["width_factor"] == 1]
     names = sorted(set(rows["dataset"]))
     if not names:
@@ -196,12 +198,7 @@ def _curves(rows: pd.DataFrame, x: str, columns: Mapping[str, str], labels: tupl
     return figure
 
 
-def _of(frame: pd.DataFrame, run: str) -> pd.DataFrame:
-    """The rows of one class of runs."""
-    return need(frame, ["run"]).loc[lambda rows: rows["run"] == run]
-
-
-def _ends(frame: pd.DataFrame, run: str, columns: Sequence[str]) -> pd.DataFrame:
+def _ends(frame: pd.DataFrame, run: type[Run], columns: Sequence[str]) -> pd.DataFrame:
     """The last rows of the finished runs of a class."""
-    ends = last(_of(frame, run))
+    ends = last(rows_of(need(frame, "run"), run))
     return need(ends.loc[ends["status"] == "finished"], columns)
