@@ -41,7 +41,7 @@ Arguments = dict[str, Any]
 
 # Values that the library hands out; nobody makes one.
 RECORDS = {
-    *("train.Descent", "train.Flow", "train.KernelPath", "train.KernelState"),
+    *("train.Descent", "train.Flow", "train.KernelPath", "train.KernelState", "train.RungeKutta"),
     *(
         "measure.Averaging",
         "measure.Eigenpairs",
@@ -181,6 +181,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "train.Tolerance": values(),
     "train.descent": of(TRAINED, lr=0.1, steps=2),
     "train.flow": of(TRAINED, max_steps=2),
+    "train.runge_kutta": of(TRAINED, dt=0.1, steps=2),
     "train.kernel": of({"kernel": kernel, "targets": signs}, max_steps=2),
     "measure.Error": of({"inputs": inputs, "targets": signs}),
     "measure.Gap": of({"inputs": inputs}),

@@ -89,14 +89,14 @@ RULES = (
     Rule("0 is none", "models.cnn", "padding", "zero"),
     Rule(
         "no step is a run that ends at its start",
-        "train.descent train.flow train.kernel",
+        "train.descent train.flow train.kernel train.runge_kutta",
         "steps max_steps max_seconds",
         "zero",
     ),
-    Rule("a limit that is never met", "train.descent", "steps", HUGE),
+    Rule("a limit that is never met", "train.descent train.runge_kutta", "steps", HUGE),
     Rule(
         "a limit that is never met",
-        "train.descent train.flow train.kernel train.Tolerance",
+        "train.descent train.flow train.kernel train.runge_kutta train.Tolerance",
         "max_steps max_seconds gradient output",
         "infinite",
     ),
@@ -114,6 +114,7 @@ RULES = (
     ),
     Rule("0 is none", "*", "momentum ridge validation margin tau", "zero"),
     Rule("one for each member", "train.flow", "tau", "number, list"),
+    Rule("one for each member", "train.descent", "lr", "list"),
     Rule(
         "none of n is a share, of any n",
         SHARES,

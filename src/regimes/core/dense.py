@@ -89,11 +89,14 @@ class Dense:
         return max(least, _CACHE * torch.get_num_threads() // (entries * dtype.itemsize))
 
     def forward(self, tree: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """f(w, x), (m, n, c), for parameters (m, ...) by name and inputs (n, d); overwritten by the next call."""
-        members = len(tree[self._layers[0].weight])
-        values, slopes = [x.expand(members, *x.shape)], []
+        """f(w, x), (m, n, c), for parameters (m, ...) by name; overwritten by the next call.
+
+        Inputs are (n, d), shared by the members, or (m, n, d), those of each.
+        """
+        members, samples = len(tree[self._layers[0].weight]), x.shape[-2]
+        values, slopes = [x.expand(members, *x.shape[-2:])], []
         for index, layer in enumerate(self._layers):
-            shape = (members, len(x), layer.outputs)
+            shape = (members, samples, layer.outputs)
             u = self._products(values[-1], tree, layer, self._room(f"u{index}", shape, x))
             if index < len(self._layers) - 1:
                 value = self._room(f"v{index}", shape, x)

@@ -29,6 +29,7 @@ __all__ = [
     "SpatialMean",
     "ToImage",
     "aligned",
+    "begins_a_line",
     "is_stackable",
     "products",
     "stack_of",
@@ -73,14 +74,25 @@ def _lines(like: Tensor, m: int, n: int, o: int, gap: int) -> Tensor:
     return like.new_empty(m, n * o + gap)[:, : n * o].view(m, n, o)
 
 
-def aligned(x: Tensor) -> Tensor:
-    """(n, ...) with zeros for samples behind, so that the numbers of each member of a stack begin a cache line.
+def aligned(x: Tensor, axis: int = 0) -> Tensor:
+    """Inputs with zeros for samples behind, so that the numbers of each member of a stack begin a cache line.
 
     Products round by where their operands lie on some processors, and vectorised functions by what is left at the end
     of a tensor: whole pairs of vectors, 128 bytes, leave nothing.
+
+    Args:
+        x: (n, ...), or (m, n, ...), those of each member.
+        axis: that of the samples, 0 or 1.
     """
-    missing = -len(x) % (2 * _LINE // x.element_size())
-    return x if not missing else torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+    missing = -x.shape[axis] % (2 * _LINE // x.element_size())
+    if not missing:
+        return x
+    return torch.cat([x, x.new_zeros(*x.shape[:axis], missing, *x.shape[axis + 1 :])], axis)
+
+
+def begins_a_line(x: Tensor) -> Tensor:
+    """The numbers from the beginning of a cache line on: elsewhere some processors round their products otherwise."""
+    return x if x.data_ptr() % _LINE == 0 else x.clone()
 
 
 class _StackedLinear(torch.autograd.Function):

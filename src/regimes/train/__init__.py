@@ -4,5 +4,17 @@ from regimes.train.descent import Descent, descent
 from regimes.train.flow import Flow, Tolerance, flow
 from regimes.train.kernel import kernel
 from regimes.train.path import KernelPath, KernelState
+from regimes.train.runge_kutta import RungeKutta, runge_kutta
 
-__all__ = ["Descent", "Flow", "KernelPath", "KernelState", "Tolerance", "descent", "flow", "kernel"]
+__all__ = [
+    "Descent",
+    "Flow",
+    "KernelPath",
+    "KernelState",
+    "RungeKutta",
+    "Tolerance",
+    "descent",
+    "flow",
+    "kernel",
+    "runge_kutta",
+]

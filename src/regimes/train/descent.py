@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
-from regimes.train.engine import Engine, Front, prepare
+from regimes.train.engine import Engine, Front
+from regimes.train.prepare import Given, prepare
 
 __all__ = ["Descent", "descent", "order"]
 
@@ -26,8 +27,9 @@ Rate = Callable[[int], float]
 class _Rule:
     """The settings of a descent."""
 
-    lr: Rate
+    lr: tuple[Rate, ...]  # one for all members, or one each
     momentum: float
+    samples: int
     batch: int
     epoch: int  # steps of one epoch
     steps: int
@@ -37,17 +39,18 @@ class _Rule:
 
 @dataclass(frozen=True)
 class _Front(Front):
-    """Where the members that still run are: one row each; step and time are those of all."""
+    """Where the members that still run are: one row each; the step is that of all."""
 
     w: Tensor  # (m, total)
     v: Tensor  # (m, total) the velocity; (m, 0) without momentum
     order: Tensor  # (n,) the samples in the order of this epoch; (0,) when the batch is the whole set
+    time: Tensor  # (m,) float64
     step: int = 0
-    time: float = 0.0
 
     def rows(self, index: Tensor) -> _Front:
         """The members of these rows."""
-        return replace(self, members=self.members[index], w=self.w[index], v=self.v[index])
+        picked = {name: getattr(self, name)[index] for name in ("members", "w", "v", "time")}
+        return replace(self, **picked)
 
 
 class Descent(Engine[_Front, _Rule]):
@@ -62,8 +65,20 @@ class Descent(Engine[_Front, _Rule]):
             "seed": rule.seed,
             "margin": rule.margin,
         }
-        constant = isinstance(rule.lr, partial) and rule.lr.func is _constant
-        return named | ({"lr": rule.lr(0)} if constant else {})
+        if not all(isinstance(lr, partial) and lr.func is _constant for lr in rule.lr):
+            return named
+        rates = [lr(0) for lr in rule.lr]
+        return named | {"lr": rates if len(set(rates)) > 1 else rates[0]}
+
+    def _rates(self, step: int) -> list[float]:
+        """The learning rate of every member at a step."""
+        rates = [_finite_rate(lr(step)) for lr in self.rule.lr]
+        return rates * (len(self._origin) // len(rates))
+
+    def _read(self, front: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The time was one number for all members once."""
+        times = torch.as_tensor(front["time"], dtype=torch.float64)
+        return {**front, "time": times.expand(len(front["members"])).clone()}
 
     def _check_front(self, front: Mapping[str, Any]) -> None:
         """The velocity, the sum of the rates so far, and the order of the samples in this epoch."""
@@ -73,19 +88,22 @@ class Descent(Engine[_Front, _Rule]):
             raise UserError(
                 f"`momentum`: got {rule.momentum}, but the saved run has {came}; give the engine the same"
             )
-        time = sum(map(_finite_rate, map(rule.lr, range(step))))
-        if not math.isclose(time, front["time"], rel_tol=1e-9):
-            raise UserError(
-                f"`lr`: its first {step} rates sum to {time}, expected {front['time']}, as in the saved run; only "
-                "the rates of the steps to come may differ"
-            )
+        times = [sum(rates) for rates in zip(*map(self._rates, range(step)), strict=True)]
+        for member, then in zip(front["members"].tolist(), front["time"].tolist(), strict=True):
+            came = times[member] if step else 0.0
+            if not math.isclose(came, then, rel_tol=1e-9):
+                label = f"`lr` of member {member}" if len(rule.lr) > 1 else "`lr`"
+                raise UserError(
+                    f"{label}: its first {step} rates sum to {came}, expected {then}, as in the saved run; only "
+                    "the rates of the steps to come may differ"
+                )
         seen = torch.zeros(0, dtype=torch.int64)
-        if step and rule.batch < len(self.inputs):
-            seen = order(rule.seed, (step - 1) // rule.epoch, len(self.inputs))
+        if step and rule.batch < rule.samples:
+            seen = order(rule.seed, (step - 1) // rule.epoch, rule.samples)
         if not torch.equal(front["order"].cpu(), seen):
             raise UserError(
                 f"`seed`, `batch_size`: got {rule.seed} and {rule.batch}, expected those of the saved run, which saw "
-                f"the {len(self.inputs)} samples in another order"
+                f"the {rule.samples} samples in another order"
             )
 
     def _advance(self) -> None:
@@ -100,37 +118,38 @@ class Descent(Engine[_Front, _Rule]):
     def _judge(self, last: bool) -> None:
         """Let the members go that have ended: those that meet every margin if that is asked, at last all."""
         front = self._front
-        offsets = None if self._offsets is None else self._offsets[front.members]
-        outputs = self.program.outputs(front.w, front.members, self.inputs, offsets)
-        loss = self.program.losses(outputs, self.targets)
-        done = self.program.loss.fits(outputs, self.targets).all(1)
+        x, y, offsets = self._data(front.members)
+        outputs = self.program.outputs(front.w, front.members, x, offsets)
+        loss = self.program.losses(outputs, y)
+        done = self.program.fits(outputs, y).all(1)
         if not self.rule.margin:
             done = torch.full_like(done, front.step >= self.rule.steps)
         lost = ~torch.isfinite(loss)
         ended = done | lost | last
-        for i, member in enumerate(front.members.tolist()):
+        for i, (member, time) in enumerate(zip(front.members.tolist(), front.time.tolist(), strict=True)):
             if bool(ended[i]):
                 status = "diverged" if bool(lost[i]) else "finished" if bool(done[i]) else "stopped"
-                self._record(member, front.w[i], front.step, front.time, float(loss[i]), status, outputs[i])
+                self._record(member, front.w[i], front.step, time, float(loss[i]), status, outputs[i])
         self._front = front.rows((~ended).nonzero()[:, 0])
 
     def _step(self) -> None:
         """Compute one step of every member, record it, and take it where it is finite."""
         front, rule = self._front, self.rule
-        whole = rule.batch == len(self.inputs)
+        whole = rule.batch == rule.samples
         if not whole and front.step % rule.epoch == 0:
-            front = replace(front, order=order(rule.seed, front.step // rule.epoch, len(self.inputs)))
+            front = replace(front, order=order(rule.seed, front.step // rule.epoch, rule.samples))
         outputs, loss, g = self._gradient(front)
         v = front.v * rule.momentum + g if front.v.numel() else g
-        lr = _finite_rate(rule.lr(front.step))
-        update = (v if self.program.rates is None else v * self.program.rates) * -lr
+        lr = torch.tensor(self._rates(front.step), dtype=torch.float64).to(front.time.device)[front.members]
+        update = (v if self.program.rates is None else v * self.program.rates) * -lr.to(v)[:, None]
         w = front.w + update
         kept = torch.isfinite(loss) & torch.isfinite(w).all(1)
-        rows = zip(front.members.tolist(), loss.tolist(), kept.tolist(), strict=True)
-        for i, (member, value, ok) in enumerate(rows):
+        columns = (front.members, front.time, loss, kept)
+        rows = zip(*(each.tolist() for each in columns), strict=True)
+        for i, (member, time, value, ok) in enumerate(rows):
             status = "running" if ok else "diverged"
             seen = outputs[i] if whole else None
-            self._record(member, front.w[i], front.step, front.time, value, status, seen, update[i])
+            self._record(member, front.w[i], front.step, time, value, status, seen, update[i])
         front = replace(
             front, w=w, v=v if front.v.numel() else front.v, step=front.step + 1, time=front.time + lr
         )
@@ -138,14 +157,11 @@ class Descent(Engine[_Front, _Rule]):
 
     def _gradient(self, front: _Front) -> tuple[Tensor, Tensor, Tensor]:
         """F, loss and gradient of the batch of this step."""
-        offsets = None if self._offsets is None else self._offsets[front.members]
-        if not len(front.order):
-            return self.program.gradient(front.w, front.members, self.inputs, self.targets, offsets)
-        start = front.step % self.rule.epoch * self.rule.batch
-        index = front.order[start : start + self.rule.batch].to(self.program.device)
-        if self._offsets is not None:
-            offsets = self._offsets[front.members[:, None], index]
-        return self.program.gradient(front.w, front.members, self.inputs[index], self.targets[index], offsets)
+        index = None
+        if len(front.order):
+            start = front.step % self.rule.epoch * self.rule.batch
+            index = front.order[start : start + self.rule.batch].to(self.program.device)
+        return self.program.gradient(front.w, front.members, *self._data(front.members, index))
 
 
 def order(seed: int, epoch: int, samples: int) -> Tensor:
@@ -170,10 +186,10 @@ def _finite_rate(lr: float) -> float:
 @checked
 def descent(
     modules: nn.Module | Sequence[nn.Module],
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Given,
+    targets: Given,
     *,
-    lr: float | Rate,
+    lr: float | Rate | Sequence[float | Rate],
     loss: Loss = soft_hinge,
     momentum: float = 0.0,
     batch_size: int | None = None,
@@ -199,9 +215,10 @@ def descent(
 
     Args:
         modules: a module, or the *members*: modules of one architecture that differ in seed, alpha or values.
-        inputs: x, (n, ...).
-        targets: y, (n,): -1 or +1 as floats, or class indices.
-        lr: the learning rate eta, or a function from the number of the step, from 0, to it.
+        inputs: x, (n, ...); or a sequence of those of each member, of one shape.
+        targets: y, (n,): -1 or +1 as floats, or class indices; or a sequence of those of each member.
+        lr: the learning rate eta, or a function from the number of the step, from 0, to it; or a sequence of
+            those of each member.
         loss: with its margin test.
         momentum: mu, from 0 to below 1.
         batch_size: b; left out, or n and more, it is the whole set.
@@ -228,19 +245,31 @@ def descent(
     [(39, 19.5, 'running'), (40, 20.0, 'finished')]
     """
     program, x, y = prepare(modules, inputs, targets, loss, dtype, default=None)
-    rule = _rule(lr, momentum, batch_size, epochs, steps, margin, seed, len(x))
     start = program.start()
+    schedules = _schedules(lr, len(start))
+    rule = _rule(schedules, momentum, batch_size, epochs, steps, margin, seed, y.shape[-1])
     front = _Front(
         members=torch.arange(len(start), device=program.device),
         w=start,
         v=torch.zeros_like(start) if rule.momentum else start[:, :0],
         order=torch.zeros(0, dtype=torch.int64),
+        time=torch.zeros(len(start), dtype=torch.float64, device=program.device),
     )
     return Descent(program, x, y, rule, max_seconds, front, start, program.offsets(x))
 
 
+def _schedules(lr: float | Rate | Sequence[float | Rate], members: int) -> tuple[Rate, ...]:
+    """The learning rate as functions of the step, one for all members or one each."""
+    every = list(lr) if isinstance(lr, Sequence) else [lr]
+    if isinstance(lr, Sequence) and len(every) != members:
+        raise UserError(
+            f"`lr`: got {len(every)} rates for {members} members, expected one for each, or one for all"
+        )
+    return tuple(each if callable(each) else partial(_constant, _finite_rate(each)) for each in every)
+
+
 def _rule(
-    lr: float | Rate,
+    lr: tuple[Rate, ...],
     momentum: float,
     batch_size: int | None,
     epochs: int | None,
@@ -261,5 +290,4 @@ def _rule(
     batch = min(batch_size or samples, samples)
     epoch = -(-samples // batch)
     total = steps if steps is not None else (epochs or 0) * epoch
-    schedule = lr if callable(lr) else partial(_constant, _finite_rate(lr))
-    return _Rule(schedule, momentum, batch, epoch, total, seed, margin)
+    return _Rule(lr, momentum, samples, batch, epoch, total, seed, margin)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from regimes.control.scale import unscaled
 from regimes.core.error import UserError
-from regimes.core.loss import Loss
 from regimes.core.state import State, Status
 from regimes.core.tree import Flat
-from regimes.train.program import Program, choose_dtype, members_of
+from regimes.train.program import Program
 from regimes.train.saved import check_function, check_keys, check_settings, function_of, settings_of
-from regimes.train.target import check_margin_targets
 
-__all__ = ["Engine", "Front", "prepare"]
+__all__ = ["Engine", "Front"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class Engine(ABC, Generic[AFront, ARule]):
 
     Args:
         program: the members.
-        inputs, targets: the training set, on the device of the program.
+        inputs, targets: the training set, on the device of the program: of all members, or of each, members in front.
         rule: the settings of the method, a value.
         max_seconds: wall-clock of all iterations together.
         front: where the members are.
@@ -82,6 +77,10 @@ class Engine(ABC, Generic[AFront, ARule]):
         """The settings of the rule that decide where a run goes, by the names of their arguments."""
 
     @abstractmethod
+    def _read(self, front: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The front of a saved run as this version has it; a version before may have written it otherwise."""
+
+    @abstractmethod
     def _check_front(self, front: Mapping[str, Any]) -> None:
         """Raise if the rule does not lead to where a saved run is; its tensors are on any device."""
 
@@ -106,6 +105,16 @@ class Engine(ABC, Generic[AFront, ARule]):
     def running(self) -> int:
         """How many members still run."""
         return len(self._front.members)
+
+    def _data(self, members: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x, y and f(w0, x) for these members, on all samples or on those of a batch."""
+        x = _picked(self.inputs, self.program.own, members, index)
+        offsets = None if self._offsets is None else _picked(self._offsets, True, members, index)
+        return x, self._wanted(members, index), offsets
+
+    def _wanted(self, members: Tensor, index: Tensor | None = None) -> Tensor:
+        """y for these members, on all samples or on those of a batch."""
+        return _picked(self.targets, self.targets.dim() == 2, members, index)
 
     @property
     def _late(self) -> bool:
@@ -185,13 +194,14 @@ class Engine(ABC, Generic[AFront, ARule]):
             raise UserError(
                 f"`dtype`: got {self._origin.dtype}, expected {saved['origin'].dtype}, as in the saved run"
             )
-        self._check_front(saved["front"])
+        read = self._read(saved["front"])
+        self._check_front(read)
         origin = saved["origin"].to(self._origin)
         check_function(saved.get("function"), function_of(self.program, origin, self.inputs, self._offsets))
         place = self.program.device
         front = {
             name: value.to(place, copy=True) if isinstance(value, Tensor) else value
-            for name, value in saved["front"].items()
+            for name, value in read.items()
         }
         self._front = replace(self._front, **front)
         self._origin = saved["origin"].to(place, copy=True)
@@ -201,81 +211,10 @@ class Engine(ABC, Generic[AFront, ARule]):
             self._record(**each)
 
 
-def prepare(
-    modules: nn.Module | Sequence[nn.Module],
-    inputs: Tensor,
-    targets: Tensor,
-    loss: Loss,
-    dtype: torch.dtype | None,
-    default: torch.dtype | None,
-) -> tuple[Program, Tensor, Tensor]:
-    """The program of the members, and the training set on its device, checked.
-
-    Raises:
-        UserError: if data, module and loss do not fit, or the members differ in architecture.
-    """
-    members = members_of(modules)
-    for index, module in enumerate(members):
-        alpha = unscaled(module)[1]
-        if not math.isfinite(alpha) or alpha <= 0:
-            raise UserError(
-                f"`modules`: member {index} has alpha = {alpha}, expected a positive finite number"
-            )
-    program = Program(members, loss, choose_dtype(members, dtype, default))
-    _check(inputs, targets)
-    check_margin_targets(targets, loss)
-    x, y = (
-        _begins_a_line(each.to(program.device, program.dtype if each.is_floating_point() else None))
-        for each in (inputs, targets)
-    )
-    _try(program, x, y)
-    return program, x, y
-
-
-def _begins_a_line(x: Tensor) -> Tensor:
-    """The numbers from the beginning of a cache line on: elsewhere some processors round their products otherwise."""
-    return x if x.data_ptr() % 64 == 0 else x.clone()
-
-
-def _check(x: Tensor, y: Tensor) -> None:
-    for name, each in (("inputs", x), ("targets", y)):
-        if each.dim() == 0 or each.is_complex():
-            raise UserError(
-                f"`{name}`: got {each.dtype} {tuple(each.shape)}, expected real numbers, (n, ...)"
-            )
-    if y.dim() != 1:
-        raise UserError(
-            f"`targets`: got shape {tuple(y.shape)}, expected (n,): -1 or +1 as floats, or class indices"
-        )
-    if len(x) == 0 or len(x) != len(y):
-        raise UserError(
-            f"`inputs`, `targets`: got {len(x)} and {len(y)} samples, expected the same number, at least 1"
-        )
-    for name, each in (("inputs", x), ("targets", y)):
-        if not bool(torch.isfinite(each).all()):
-            raise UserError(f"`{name}`: hold nan or infinity; expected finite numbers")
-
-
-def _try(program: Program, x: Tensor, y: Tensor) -> None:
-    """Evaluate one sample, so that what does not fit is said in words."""
-    first = torch.arange(1, device=program.device)
-    try:
-        classes = program.raw(program.start()[:1], first, x[:1]).shape[-1]
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"`inputs`: the module does not take samples of shape {tuple(x.shape[1:])}: {reason}"
-        ) from error
-    if y.is_floating_point():
-        if classes != 1:
-            raise UserError(
-                f"`targets`: got floats for {classes} outputs, expected class indices (int64); "
-                "floats go with 1 output"
-            )
-    elif y.dtype != torch.int64 or int(y.min()) < 0 or int(y.max()) >= classes:
-        raise UserError(
-            f"`targets`: got {y.dtype} from {int(y.min())} to {int(y.max())}, expected class indices (int64) "
-            f"below {classes}, the outputs of the module; targets of -1 and +1 are floats"
-        )
+def _picked(each: Tensor, of_member: bool, members: Tensor, index: Tensor | None) -> Tensor:
+    """Of numbers by sample, or by member and sample, those of some members and of a batch."""
+    if of_member and len(members) < len(each):
+        each = each[members]
+    if index is None:
+        return each
+    return each[:, index] if of_member else each[index]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
-from regimes.train.engine import Engine, Front, prepare
+from regimes.train.engine import Engine, Front
+from regimes.train.prepare import Given, prepare
 from regimes.train.saved import in_words
 
 __all__ = ["Flow", "Tolerance", "flow"]
@@ -85,6 +86,10 @@ class Flow(Engine[_Front, _Rule]):
         """The tolerance; every tau is in the front."""
         return {"tolerance": in_words(self.rule.tolerance)}
 
+    def _read(self, front: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As it is."""
+        return front
+
     def _check_front(self, front: Mapping[str, Any]) -> None:
         """The momentum time of each member that still runs."""
         members = front["members"].tolist()
@@ -110,8 +115,7 @@ class Flow(Engine[_Front, _Rule]):
         old = self._front
         u = self._velocity(old)
         w = torch.addcmul(old.w, old.dt.to(old.w)[:, None], u, value=-1)
-        offsets = None if self._offsets is None else self._offsets[old.members]
-        outputs, loss, g = self.program.gradient(w, old.members, self.inputs, self.targets, offsets)
+        outputs, loss, g = self.program.gradient(w, old.members, *self._data(old.members))
         g = g if self.rule.roots is None else g * self.rule.roots
         size = _norms(g)
         turn = _turn(old.g, g, old.size, size)
@@ -138,7 +142,7 @@ class Flow(Engine[_Front, _Rule]):
 
     def _settle(self, new: _Front, ok: Tensor) -> None:
         """Record what was reached, and let the members that have ended go: the rest do not carry them."""
-        fits = ok & self.program.loss.fits(new.outputs, self.targets).flatten(1).all(1)
+        fits = ok & self.program.fits(new.outputs, self._wanted(new.members)).all(1)
         lost = (new.rejected >= _REJECTIONS) | ~torch.isfinite(new.loss)
         spent = (new.step >= self.rule.max_steps) | self._late
         ended = fits | lost | spent
@@ -178,8 +182,8 @@ def _choose(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
 @checked
 def flow(
     modules: nn.Module | Sequence[nn.Module],
-    inputs: Tensor,
-    targets: Tensor,
+    inputs: Given,
+    targets: Given,
     *,
     loss: Loss = soft_hinge,
     tau: float | Sequence[float] = 0.0,
@@ -200,8 +204,8 @@ def flow(
         modules: a module, or the *members*: modules of one architecture that differ in seed, alpha or values.
             Each member has its own time, step size and end; members run as one batched program that shrinks
             as they end. Laws of width bring their own rates per layer (``control.rates``).
-        inputs: x, (n, ...).
-        targets: y, (n,): -1 or +1 as floats, or class indices.
+        inputs: x, (n, ...); or a sequence of those of each member, of one shape.
+        targets: y, (n,): -1 or +1 as floats, or class indices; or a sequence of those of each member.
         loss: with its margin test. The gradient of the plain hinge jumps where a sample meets its margin, so
             that no step is small enough: give it ``Tolerance(gradient=math.inf)``.
         tau: momentum time, one or per member; 0 is the plain flow.

@@ -6,7 +6,8 @@ import copy
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from regimes.control.width import rates, table
 from regimes.core.dense import dense_of
 from regimes.core.derivative import call
 from regimes.core.error import UserError
-from regimes.core.layer import aligned, is_stackable, stack_of
+from regimes.core.layer import Conv2d, Linear, Scaling, aligned, begins_a_line, is_stackable, stack_of
 from regimes.core.loss import Loss
 from regimes.core.tree import Layout
 
@@ -64,24 +65,28 @@ class Program:
     member. On a CPU with a fixed number of threads the numbers of a member do not depend on the other
     members, bit for bit.
 
+    In its methods ``flat`` are rows of the matrix and ``members`` the indices they belong to; inputs x are (n, ...),
+    shared by all members, or with ``own`` (m, n, ...), those of each row, and targets y (n,) or (m, n).
+
     Args:
         modules: the members, modules of one architecture, each scaled or not.
-        inputs: x, (n, ...), shared by all members.
         loss: between F and y.
         dtype: of parameters and inputs.
+        own: whether each member has inputs of its own.
 
     Raises:
         UserError: if the members differ in architecture, or nothing in them trains.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], loss: Loss, dtype: torch.dtype) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], loss: Loss, dtype: torch.dtype, *, own: bool = False
+    ) -> None:
         same = all(p.dtype == dtype for m in modules for p in m.parameters() if p.is_floating_point())
         self.modules = list(modules) if same else [copy.deepcopy(module).to(dtype) for module in modules]
         parts = [unscaled(module) for module in self.modules]
         self.networks = [network for network, _, _ in parts]
         self.origins = [origin for _, _, origin in parts]
-        self.loss = loss
-        self.dtype = dtype
+        self.loss, self.dtype, self.own = loss, dtype, own
         self.layout = Layout.of(self.networks[0])
         self.names = Layout.of(self.modules[0])
         self._check()
@@ -89,13 +94,24 @@ class Program:
         self.alpha = torch.tensor([alpha for _, alpha, _ in parts], dtype=dtype, device=self.device)
         # A frozen parameter is not in the matrix: the stack would take that of the first member for all.
         stackable = all(
-            is_stackable(network) and all(p.requires_grad for p in network.parameters())
+            is_stackable(network)
+            and all(p.requires_grad for p in network.parameters())
+            and not (own and _reshapes(network))
             for network in self.networks
         )
         self._stack = stack_of(self.networks[0]) if stackable else None
         self._dense = dense_of(self.networks[0]) if stackable else None
         self.rates = self._rates()
         self._units = 0
+
+    @property
+    def _axis(self) -> int:
+        """The axis of the samples in the inputs."""
+        return 1 if self.own else 0
+
+    def some(self, x: Tensor, samples: slice) -> Tensor:
+        """Some of the samples of inputs."""
+        return x[:, samples] if self.own else x[samples]
 
     @property
     def stackable(self) -> bool:
@@ -107,9 +123,9 @@ class Program:
             raise UserError(
                 "`modules`: nothing requires grad, so nothing can train; set requires_grad on a parameter"
             )
-        scalings = table(self.networks[0])
+        scalings = _speeds(self.networks[0])
         for index, network in enumerate(self.networks):
-            if Layout.of(network) != self.layout or table(network) != scalings:
+            if Layout.of(network) != self.layout or _speeds(network) != scalings:
                 raise UserError(
                     f"`modules`: member {index} differs from member 0 in shapes or scalings; "
                     "expected one architecture; train other architectures in a call of their own"
@@ -158,11 +174,12 @@ class Program:
             return [slice(i, i + 1) for i in range(count)]
         if self.device.type != "cpu":
             return [slice(0, count)]
+        samples = x.shape[self._axis]
         if self._dense is not None:
-            size = self._dense.block(min(x.shape[0], _SAMPLES), self.dtype)
+            size = self._dense.block(min(samples, _SAMPLES), self.dtype)
         else:
-            self._units = self._units or _widest(self.networks[0], x)
-            size = max(1, _ENTRIES // (self._units * x.shape[0]))
+            self._units = self._units or _widest(self.networks[0], x[0] if self.own else x)
+            size = max(1, _ENTRIES // (self._units * samples))
         number = -(-count // size)  # of nearly equal pieces: a lone member costs as much as two
         ends = [count * i // number for i in range(number + 1)]
         return [slice(*pair) for pair in itertools.pairwise(ends)]
@@ -176,13 +193,18 @@ class Program:
     ) -> Tensor:
         """f(w, x) of one piece, (m, n, c), for parameters (m, *shape) by name."""
         networks = networks or self.networks
+        samples = x.shape[self._axis]
         if self._dense is not None and not torch.is_grad_enabled():
-            out = self._dense.forward(tree, aligned(x))[:, : len(x)].clone()
+            out = self._dense.forward(tree, aligned(x, self._axis))[:, :samples].clone()
         elif self._stack is not None:
-            out = call(self._stack, tree, aligned(x))[:, : len(x)]
+            out = call(self._stack, tree, aligned(x, self._axis))[:, :samples]
         else:
             each = [
-                call(networks[k], {name: value[i] for name, value in tree.items()}, x)
+                call(
+                    networks[k],
+                    {name: value[i] for name, value in tree.items()},
+                    begins_a_line(x[i]) if self.own else x,
+                )
                 for i, k in enumerate(members.tolist())
             ]
             out = torch.stack(each)
@@ -196,7 +218,8 @@ class Program:
         with torch.no_grad():
             for s in self.pieces(len(flat), x):
                 tree, some = self._tree(flat[s]), members[s]
-                parts = [self._forward(tree, some, part, networks) for part in x.split(_SAMPLES)]
+                pieces = (x[s] if self.own else x).split(_SAMPLES, self._axis)
+                parts = [self._forward(tree, some, part, networks) for part in pieces]
                 found.append(torch.cat(parts, 1))
         return torch.cat(found)
 
@@ -207,7 +230,11 @@ class Program:
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The mean of loss(F, y), (m,), row by row: a joint reduction splits over threads by the size of the whole."""
-        return torch.stack([row.mean() for row in self.loss.per_sample(outputs, y)])
+        return torch.stack([row.mean() for row in _by_sample(self.loss.per_sample, outputs, y)])
+
+    def fits(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Whether each sample meets its margin, (m, n)."""
+        return _by_sample(self.loss.fits, outputs, y)
 
     def gradient(
         self, flat: Tensor, members: Tensor, x: Tensor, y: Tensor, offsets: Tensor | None
@@ -218,8 +245,9 @@ class Program:
         found = []
         for s in self.pieces(len(flat), x):
             start = None if offsets is None else offsets[s]
+            some, wanted = x[s] if self.own else x, y[s] if y.dim() == 2 else y
             slots = self._tree(gradient[s])
-            found.append(self._gradient(self._tree(flat[s].detach()), members[s], x, y, start, slots))
+            found.append(self._gradient(self._tree(flat[s].detach()), members[s], some, wanted, start, slots))
         outputs = torch.cat(found)
         return outputs, self.losses(outputs, y), gradient
 
@@ -238,19 +266,37 @@ class Program:
             tree = {name: w.requires_grad_() for name, w in tree.items()}
             raw = self._forward(tree, members, x)
             scaled = alpha * (raw if offsets is None else raw - offsets)
-            mean = self.loss.per_sample(scaled, y).mean(-1) / self.alpha[members] ** 2
+            mean = _by_sample(self.loss.per_sample, scaled, y).mean(-1) / self.alpha[members] ** 2
             grads = torch.autograd.grad(mean.sum(), list(tree.values()), materialize_grads=True)
             for slot, grad in zip(slots.values(), grads, strict=True):
                 slot.copy_(grad)
             return scaled.detach()
         with torch.no_grad():
-            padded = aligned(x)
-            raw = self._dense.forward(tree, padded)[:, : len(x)]
+            samples, padded = x.shape[self._axis], aligned(x, self._axis)
+            raw = self._dense.forward(tree, padded)[:, :samples]
             scaled = alpha * (raw if offsets is None else raw - offsets)
-            slope = self.loss.slope(scaled, y) / (len(x) * alpha)
-            slope = torch.nn.functional.pad(slope, (0, 0, 0, len(padded) - len(x)))
+            slope = _by_sample(self.loss.slope, scaled, y) / (samples * alpha)
+            slope = torch.nn.functional.pad(slope, (0, 0, 0, padded.shape[self._axis] - samples))
             self._dense.backward(tree, slope, slots)
             return scaled
+
+
+def _by_sample(function: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, y: Tensor) -> Tensor:
+    """What a loss says of each sample, (m, n, ...): of targets of each member, (m, n), as of so many more samples."""
+    if y.dim() == 1:
+        return function(outputs, y)
+    return function(outputs.flatten(0, 1), y.flatten()).unflatten(0, y.shape)
+
+
+def _speeds(network: nn.Module) -> dict[str, Scaling]:
+    """The scalings without the size of the start, which members may differ in."""
+    return {name: replace(scaling, std=1.0) for name, scaling in table(network).items()}
+
+
+def _reshapes(network: nn.Module) -> bool:
+    """Whether the first layer makes images of rows: it cannot tell members from samples."""
+    first = next(layer for layer in network.modules() if not list(layer.children()))
+    return not isinstance(first, Linear | Conv2d)
 
 
 def _widest(network: nn.Module, x: Tensor) -> int:

@@ -52,7 +52,7 @@ def function_of(program: Program, origin: Tensor, inputs: Tensor, offsets: Tenso
     It tells apart what no setting names: activations, frozen parameters, buffers, the centre. None where f is not
     a function of one sample, as with dropout in train mode; then there is nothing to compare.
     """
-    head, everyone = inputs[:_SAMPLES], torch.arange(len(origin), device=program.device)
+    head, everyone = program.some(inputs, slice(_SAMPLES)), torch.arange(len(origin), device=program.device)
     devices = [program.device] if program.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         before = random_state()
