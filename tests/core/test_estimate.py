@@ -15,7 +15,7 @@ from regimes import compare, study
 from regimes.core.error import UserError
 from regimes.core.estimate import (
     Estimate,
-    Values,
+    Numbers,
     array,
     delete_one,
     jackknife,
@@ -221,7 +221,7 @@ def test_needs_neither_torch_nor_pandas() -> None:
     ],
     ids=lambda values: f"{type(values).__name__} {getattr(values, 'dtype', '')}",
 )
-def test_numbers_come_as_lists_arrays_and_columns(values: Values) -> None:
+def test_numbers_come_as_lists_arrays_and_columns(values: Numbers) -> None:
     assert array(values) == pytest.approx(np.array([1.0, 2.5, math.nan]), nan_ok=True)
     assert mean(values).n == 2
 
@@ -229,7 +229,7 @@ def test_numbers_come_as_lists_arrays_and_columns(values: Values) -> None:
 @pytest.mark.parametrize(
     "values", [["a"], [1j], [[1], [2, 3]], pd.Series(pd.to_datetime(["2020-01-01"])), [10**400], [object()]]
 )
-def test_what_is_no_number_is_refused(values: Values) -> None:
+def test_what_is_no_number_is_refused(values: Numbers) -> None:
     with pytest.raises(UserError, match="`drift`: hold something other than numbers"):
         array(values, "drift")
 

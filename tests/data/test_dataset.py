@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from regimes.core.error import UserError
 from regimes.data.dataset import Dataset, choose, load
 from regimes.data.image import read
-from regimes.data.task import targets
+from regimes.data.labelling import targets
 from tests.data.published import write_emnist
 
 TASKS = st.one_of(

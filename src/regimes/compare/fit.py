@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from regimes import control, train
 from regimes.compare.loop import MakeOptimizer, make_optimizer, optimised
-from regimes.compare.task import Fit, Part, Task, answers, losses, pieces
+from regimes.compare.problem import Fit, Problem, Samples, answers, losses, pieces
 from regimes.core.batch import feed
 from regimes.core.error import UserError
 from regimes.core.loss import Loss
 from regimes.core.state import State
 from regimes.core.tree import trainable
 
-__all__ = ["Protocol", "Rate", "Tick", "constant", "flow_time", "started", "stepped"]
+__all__ = ["Listener", "Protocol", "Rate", "constant", "flow_time", "started", "stepped"]
 
 Rate = Callable[[int], float]
-Tick = Callable[[str, float], None]
+Listener = Callable[[str, float], None]
 """Hears of what is at work, and of the epochs done since it last heard."""
 
 
@@ -44,15 +44,15 @@ class Protocol:
     seed: int
     optimizer: MakeOptimizer | None = None
 
-    def states(self, network: nn.Module, task: Task) -> Iterable[State]:
+    def states(self, network: nn.Module, problem: Problem) -> Iterable[State]:
         """The training of a model, checked and not begun.
 
         Raises:
             UserError: if a setting is out of range.
         """
-        n = len(task.train)
+        n = len(problem.train)
         descent = train.descent(
-            _Objective(network, task.train, task.loss),
+            _Objective(network, problem.train, problem.loss),
             torch.arange(n),
             torch.zeros(n),
             lr=self.lr,
@@ -71,7 +71,7 @@ class Protocol:
                 "are rates of SGD; leave `optimizer` out, or build the network under another law"
             )
         # Its steps are in place.
-        objective = _Objective(copy.deepcopy(network), task.train, task.loss)
+        objective = _Objective(copy.deepcopy(network), problem.train, problem.loss)
         return optimised(objective, n, self.optimizer, self.batch_size, self.epochs, self.seed)
 
     def steps(self, samples: int) -> int:
@@ -89,15 +89,15 @@ class Protocol:
             return float(group.get("lr", math.nan))
         return float(self.lr(0) if callable(self.lr) else self.lr)
 
-    def draws(self, task: Task) -> bool:
+    def draws(self, problem: Problem) -> bool:
         """Whether the seed matters: the order of batches, or which samples are held back."""
-        return self.steps(len(task.train)) > 1 or task.valid is not None
+        return self.steps(len(problem.train)) > 1 or problem.valid is not None
 
 
 class _Objective(nn.Module):
     """The loss of samples by their index: an engine of one tensor then trains on any inputs, with any targets."""
 
-    def __init__(self, network: nn.Module, part: Part, loss: Loss) -> None:
+    def __init__(self, network: nn.Module, part: Samples, loss: Loss) -> None:
         super().__init__()
         self.network = network
         self._part, self._loss = part, loss
@@ -141,54 +141,59 @@ def flow_time(lr: float | Rate, momentum: float, steps: int) -> float:
     return moved
 
 
-def constant(task: Task) -> Fit:
+def constant(problem: Problem) -> Fit:
     """The best answer that knows no inputs: the mean of the targets, or for cross-entropy the logarithm of the shares.
 
     Of equally frequent classes it picks the first: shares are of counts to which 1 is added, and 1e-9 to the largest.
     """
-    y, outputs = task.train.y.cpu(), task.outputs
-    if task.unit is not None:
+    y, outputs = problem.train.y.cpu(), problem.outputs
+    if problem.unit is not None:
         best = y.double().reshape(len(y), -1).mean(0)
     else:
         index = (y < 0).long() if y.is_floating_point() else y
         counts = torch.bincount(index, minlength=max(outputs, 2)).double() + 1
         counts[counts.argmax()] += 1e-9
         shares = counts / counts.sum()
-        best = shares if task.is_squared else shares.log()
+        best = shares if problem.is_squared else shares.log()
         best = best if outputs > 1 else (best[:1] - best[1:])
-    at_train, at_test = (best.expand(len(part), -1) for part in (task.train, task.test))
+    at_train, at_test = (best.expand(len(part), -1) for part in (problem.train, problem.test))
     return Fit(
-        "constant", "finished", 0.0, 0.0, at_train.to(task.train.y.device), at_test.to(task.test.y.device)
+        "constant",
+        "finished",
+        0.0,
+        0.0,
+        at_train.to(problem.train.y.device),
+        at_test.to(problem.test.y.device),
     )
 
 
-def started(task: Task) -> Fit:
+def started(problem: Problem) -> Fit:
     """The network as it came."""
     began = time.perf_counter()
-    at_train, at_test = (answers(task.network, part.x) for part in (task.train, task.test))
+    at_train, at_test = (answers(problem.network, part.x) for part in (problem.train, problem.test))
     return Fit("start", "finished", time.perf_counter() - began, 0.0, at_train, at_test)
 
 
-def stepped(name: str, network: nn.Module, task: Task, protocol: Protocol, tick: Tick) -> Fit:
+def stepped(name: str, network: nn.Module, problem: Problem, protocol: Protocol, tick: Listener) -> Fit:
     """A model trained by steps; with validation data, as it was after the epoch of the least loss on them.
 
     A model has diverged where a number is not finite, or the loss on the training set ends above that at its start.
     """
     began = time.perf_counter()
-    epoch = protocol.steps(len(task.train))
+    epoch = protocol.steps(len(problem.train))
     quarter = epoch * (3 * protocol.epochs // 4)
     least, kept, first, before, late = math.inf, None, math.nan, math.nan, math.nan
-    for state in protocol.states(network, task):
+    for state in protocol.states(network, problem):
         if state.status == "diverged":
             break
         last = state.status != "running"
         if state.step % epoch == 0 or last:
             tick(name, 0.0 if state.step == 0 else 1.0)
-            loss = 0.0 if task.valid is None else _mean(state, task, task.valid)[0]
-            if loss < least or task.valid is None:
+            loss = 0.0 if problem.valid is None else _mean(state, problem, problem.valid)[0]
+            if loss < least or problem.valid is None:
                 least, kept = loss, state
         if state.step in (0, quarter) or last:
-            loss, error = _mean(state, task, task.train)
+            loss, error = _mean(state, problem, problem.train)
             first = loss if state.step == 0 else first
             before = error if state.step == quarter else before
             late = before - error
@@ -196,20 +201,20 @@ def stepped(name: str, network: nn.Module, task: Task, protocol: Protocol, tick:
                 break
     else:
         if kept is not None:
-            at_train, at_test = (_answers(kept, part) for part in (task.train, task.test))
+            at_train, at_test = (_answers(kept, part) for part in (problem.train, problem.test))
             took = time.perf_counter() - began
             return Fit(name, "finished", took, protocol.time(kept.step), at_train, at_test, late).checked()
     return Fit(name, "diverged", time.perf_counter() - began)
 
 
-def _answers(state: State, part: Part) -> Tensor:
+def _answers(state: State, part: Samples) -> Tensor:
     """F on the data."""
     network = state.module.get_submodule("network")
     values = {name: state.parameters[f"network.{name}"] for name in trainable(network)}
     return answers(network, part.x, values)
 
 
-def _mean(state: State, task: Task, part: Part) -> tuple[float, float]:
+def _mean(state: State, problem: Problem, part: Samples) -> tuple[float, float]:
     """The mean loss and error."""
-    scores = task.score(_answers(state, part), part.y)
+    scores = problem.score(_answers(state, part), part.y)
     return float(scores.loss.mean()), float(scores.error.mean())

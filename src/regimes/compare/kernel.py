@@ -18,7 +18,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from regimes import control, measure, train
-from regimes.compare.task import Fit, Part, Task, answers, attempt, pieces
+from regimes.compare.problem import Fit, Problem, Samples, answers, attempt, pieces
 from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.derivative import jvp, vjp
 from regimes.core.error import UserError, nearest
@@ -104,10 +104,11 @@ def _by_rate(network: nn.Module) -> list[tuple[float, nn.Module]]:
     return found
 
 
-def _kernel(task: Task, form: Form, x1: Inputs, x2: Inputs | None, memory: int) -> Tensor:
+def _kernel(problem: Problem, form: Form, x1: Inputs, x2: Inputs | None, memory: int) -> Tensor:
     """The kernel, each layer with its rate."""
     parts = (
-        rate * measure.ntk(part, x1, x2, reduce=form, memory=memory) for rate, part in _by_rate(task.network)
+        rate * measure.ntk(part, x1, x2, reduce=form, memory=memory)
+        for rate, part in _by_rate(problem.network)
     )
     return fold(add, parts)
 
@@ -140,24 +141,28 @@ def largest(network: nn.Module, x: Inputs, memory: int | None = None) -> float:
     return value / count(x)
 
 
-def _doubled(task: Task) -> Task:
+def _doubled(problem: Problem) -> Problem:
     """The same in float64, in which small eigenvalues are more than rounding; as it is where the module insists."""
-    network = copy.deepcopy(task.network).to(torch.float64)
+    network = copy.deepcopy(problem.network).to(torch.float64)
 
-    def part(old: Part | None) -> Any:
+    def part(old: Samples | None) -> Any:
         wide = partial(transform, function=lambda v: v.double() if v.is_floating_point() else v)
-        return None if old is None else Part(wide(old.x), old.y)
+        return None if old is None else Samples(wide(old.x), old.y)
 
     try:
-        answers(network, take(part(task.train).x, slice(0, 2)))
+        answers(network, take(part(problem.train).x, slice(0, 2)))
     except RuntimeError:
-        return task
+        return problem
     return replace(
-        task, network=network, train=part(task.train), test=part(task.test), valid=part(task.valid)
+        problem,
+        network=network,
+        train=part(problem.train),
+        test=part(problem.test),
+        valid=part(problem.valid),
     )
 
 
-def solved(task: Task, solver: Solver, t: float) -> list[Fit]:
+def solved(problem: Problem, solver: Solver, t: float) -> list[Fit]:
     """The linear model, without steps.
 
     Under gradient flow of the loss after the time t ("same time", where there is one), or at the best time on
@@ -165,28 +170,28 @@ def solved(task: Task, solver: Solver, t: float) -> list[Fit]:
     under another loss, which has no end, a model of its own ("squared loss").
     """
     began = time.perf_counter()
-    task = _doubled(task)
-    at_train, at_test = (answers(task.network, part.x) for part in (task.train, task.test))
-    x, memory = task.train.x, solver.memory
+    problem = _doubled(problem)
+    at_train, at_test = (answers(problem.network, part.x) for part in (problem.train, problem.test))
+    x, memory = problem.train.x, solver.memory
     if solver.dense:
-        kernel, products = _kernel(task, solver.form, x, None, memory), math.inf
+        kernel, products = _kernel(problem, solver.form, x, None, memory), math.inf
     else:
-        kernel = _operator(task.network, x, memory)
-        speed = largest(task.network, take(x, slice(0, _LOOK)), memory)
+        kernel = _operator(problem.network, x, memory)
+        speed = largest(problem.network, take(x, slice(0, _LOOK)), memory)
         products = math.ceil(_FEW + _PRODUCTS * math.sqrt(speed * t)) if math.isfinite(t) else _FEW
 
     def path(loss: Loss, ridge: float, least: int) -> train.KernelPath:
         steps = max(products, least) if isinstance(loss, Squared) else _STEPS
-        return train.kernel(kernel, task.train.y, loss=loss, start=at_train, ridge=ridge, max_steps=steps)
+        return train.kernel(kernel, problem.train.y, loss=loss, start=at_train, ridge=ridge, max_steps=steps)
 
-    flow = path(task.loss, 0.0, _FEW)
-    again = task.is_squared and solver.dense and not solver.ridge
+    flow = path(problem.loss, 0.0, _FEW)
+    again = problem.is_squared and solver.dense and not solver.ridge
     shared = time.perf_counter() - began
 
     def fit(name: str, state_of: Callable[[], train.KernelState]) -> list[Fit]:
         began = time.perf_counter()
         state = state_of()
-        outputs = _predict(task, solver, state, at_test)
+        outputs = _predict(problem, solver, state, at_test)
         seconds = shared + time.perf_counter() - began
         lost = {"diverged": "diverged", "stopped": "not converged"}
         if state.status in lost:
@@ -194,42 +199,44 @@ def solved(task: Task, solver: Solver, t: float) -> list[Fit]:
         return [Fit(name, "finished", seconds, state.time, state.outputs, outputs)]
 
     wanted: dict[str, Callable[[], train.KernelState]] = {}
-    if task.valid is not None:
-        wanted["kernel, best time"] = lambda: _best(task, solver, flow)
+    if problem.valid is not None:
+        wanted["kernel, best time"] = lambda: _best(problem, solver, flow)
     else:
         if math.isfinite(t):
             wanted["kernel, same time"] = lambda: flow.at(t)
-        name = "kernel, to the end" if task.is_squared else "kernel, squared loss"
+        name = "kernel, to the end" if problem.is_squared else "kernel, squared loss"
         end = partial(path, squared, solver.ridge, _END)
         wanted[name] = lambda: (flow if again else end()).at(math.inf)
     return [each for name, state in wanted.items() for each in attempt(name, partial(fit, name, state))]
 
 
-def _best(task: Task, solver: Solver, path: train.KernelPath) -> train.KernelState:
+def _best(problem: Problem, solver: Solver, path: train.KernelPath) -> train.KernelState:
     """The state of the least loss on the validation data."""
-    valid = task.valid
+    valid = problem.valid
     assert valid is not None
-    cross = _kernel(task, solver.form, valid.x, task.train.x, solver.memory)
-    return path.best(cross, valid.y, answers(task.network, valid.x))
+    cross = _kernel(problem, solver.form, valid.x, problem.train.x, solver.memory)
+    return path.best(cross, valid.y, answers(problem.network, valid.x))
 
 
-def _predict(task: Task, solver: Solver, state: train.KernelState, start: Tensor) -> Tensor:
+def _predict(problem: Problem, solver: Solver, state: train.KernelState, start: Tensor) -> Tensor:
     """F on the test points: f + J v with v = J^T c on the training points, or from the kernel between the two."""
-    test = task.test.x
+    test = problem.test.x
     if solver.form == "trace":
-        size = max(1, solver.memory // (32 * len(task.train)))
+        size = max(1, solver.memory // (32 * len(problem.train)))
         tiles = [slice(i, i + size) for i in range(0, count(test), size)]
         return torch.cat(
             [
-                state.predict(_kernel(task, "trace", take(test, s), task.train.x, solver.memory), start[s])
+                state.predict(
+                    _kernel(problem, "trace", take(test, s), problem.train.x, solver.memory), start[s]
+                )
                 for s in tiles
             ]
         )
-    parameters, by_name = trainable(task.network), control.rates(task.network)
+    parameters, by_name = trainable(problem.network), control.rates(problem.network)
     coefficients = state.coefficients.to(start)
     moved = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    for piece in pieces(len(task.train)):
-        pulled = vjp(task.network, parameters, take(task.train.x, piece), coefficients[piece])[1]
+    for piece in pieces(len(problem.train)):
+        pulled = vjp(problem.network, parameters, take(problem.train.x, piece), coefficients[piece])[1]
         moved = {name: value + by_name[name] * pulled[name] for name, value in moved.items()}
-    pushed = [jvp(task.network, parameters, take(test, piece), moved)[1] for piece in pieces(count(test))]
+    pushed = [jvp(problem.network, parameters, take(test, piece), moved)[1] for piece in pieces(count(test))]
     return start.double() + torch.cat(pushed).double()

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from regimes import control
-from regimes.compare.fit import Protocol, Rate, Tick, constant, started, stepped
+from regimes.compare.comparison import Comparison, Criterion, conclude
+from regimes.compare.fit import Listener, Protocol, Rate, constant, started, stepped
 from regimes.compare.kernel import Form, Solver, choose_solver, largest, solved
 from regimes.compare.loop import MakeOptimizer
 from regimes.compare.prepare import Data, made, prepared
-from regimes.compare.score import Run
-from regimes.compare.task import Fit, Task, attempt, losses
-from regimes.compare.verdict import Comparison, Rule, judge
+from regimes.compare.problem import Fit, Problem, attempt, losses
+from regimes.compare.score import Trial
 from regimes.core.batch import Inputs, feed, take
 from regimes.core.check import checked
 from regimes.core.derivative import Output, exact
@@ -132,7 +132,7 @@ def would_linear_do(
     >>> would_linear_do(nn.Linear(3, 1), x[:200], y[:200], x[200:], y[200:], epochs=5).answer
     'yes'
     """
-    rule = _rule(margin, level)
+    criterion = _criterion(margin, level)
     for name, value, least in (("epochs", epochs, 1), ("seeds", seeds, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"`{name}`: got {value!r}, expected a whole number of at least {least}")
@@ -145,7 +145,7 @@ def would_linear_do(
     protocol = Protocol(0.0 if lr is None else lr, momentum, batch_size, epochs, seed, optimizer)
     call = _Call(module, data, protocol, lr is None and optimizer is None, reduce, memory, ridge)
     with _generators(), torch.enable_grad():
-        return _judged(call, rule, seeds, progress)
+        return _concluded(call, criterion, seeds, progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,38 +177,40 @@ class _Call:
             return self._of(module, seed)
 
     def _of(self, module: nn.Module, seed: int) -> _Ready:
-        task = prepared(module, self.data, seed)
-        n = len(task.train)
-        solver = choose_solver(self.reduce, n, task.outputs, self.memory, self.ridge, task.valid is not None)
-        linear = control.linearize(task.network)
+        problem = prepared(module, self.data, seed)
+        n = len(problem.train)
+        solver = choose_solver(
+            self.reduce, n, problem.outputs, self.memory, self.ridge, problem.valid is not None
+        )
+        linear = control.linearize(problem.network)
         protocol = replace(self.protocol, seed=seed)
-        _check_steps(task, linear, protocol, self.memory)
+        _check_steps(problem, linear, protocol, self.memory)
         if self.unrated:
-            protocol = replace(protocol, lr=_safe_rate(task, protocol, self.memory))
-        return _Ready(task, linear, protocol, solver)
+            protocol = replace(protocol, lr=_safe_rate(problem, protocol, self.memory))
+        return _Ready(problem, linear, protocol, solver)
 
 
 @dataclass(frozen=True, eq=False)
 class _Ready:
     """The models of one seed, untrained."""
 
-    task: Task
+    problem: Problem
     linear: nn.Module
     protocol: Protocol
     solver: Solver
 
 
-def _judged(call: _Call, rule: Rule, seeds: int, progress: bool) -> Comparison:
-    """Train all models with all seeds, and judge them."""
+def _concluded(call: _Call, criterion: Criterion, seeds: int, progress: bool) -> Comparison:
+    """Train all models with all seeds, and compare them."""
     fixed = isinstance(call.source, nn.Module)
     first = call.ready(call.protocol.seed)
     if fixed:
         # The rate belongs to the module: with another draw of batches it would be another protocol.
         call = replace(call, protocol=first.protocol, unrated=False)
-    varies = ("batches",) if first.protocol.draws(first.task) else ()
+    varies = ("batches",) if first.protocol.draws(first.problem) else ()
     varies = varies if fixed else ("starts", *varies)
     count = seeds if varies else 1
-    runs: list[Run] = []
+    trials: list[Trial] = []
     began, done, total = time.monotonic(), 0.0, 2 * first.protocol.epochs * count
     with progress_of("would a linear model do", quiet=not progress) as bar:
 
@@ -220,32 +222,32 @@ def _judged(call: _Call, rule: Rule, seeds: int, progress: bool) -> Comparison:
 
         for k in range(count):
             ready = first if k == 0 else call.ready(first.protocol.seed + k)
-            again = fixed and ready.task.valid is None and runs
-            kernel = _free(runs[0]) if again else None
-            runs.append(Run(ready.task, tuple(_fits(ready, tick, kernel))))
-    rate = first.protocol.first_rate(first.task.network)
-    return judge(runs, rule, rate, varies)
+            again = fixed and ready.problem.valid is None and trials
+            kernel = _free(trials[0]) if again else None
+            trials.append(Trial(ready.problem, tuple(_fits(ready, tick, kernel))))
+    rate = first.protocol.first_rate(first.problem.network)
+    return conclude(trials, criterion, rate, varies)
 
 
-def _free(run: Run) -> list[Fit]:
-    """The kernel rows of a run, for another seed that has the same: they cost nothing more."""
-    return [replace(fit, seconds=0.0) for fit in run.fits if fit.name.startswith("kernel")]
+def _free(trial: Trial) -> list[Fit]:
+    """The kernel rows of a trial, for another seed that has the same: they cost nothing more."""
+    return [replace(fit, seconds=0.0) for fit in trial.fits if fit.name.startswith("kernel")]
 
 
-def _fits(ready: _Ready, tick: Tick, kernel: list[Fit] | None) -> Iterator[Fit]:
+def _fits(ready: _Ready, tick: Listener, kernel: list[Fit] | None) -> Iterator[Fit]:
     """All models, one after the other; one that fails does not stop the others."""
-    task, protocol = ready.task, ready.protocol
-    with exact(task.train.y.device):
-        yield constant(task)
-        yield from attempt("start", lambda: [started(task)])
-        for name, network in (("network", task.network), ("linearisation", ready.linear)):
-            yield from attempt(name, partial(_alone, name, network, task, protocol, tick))
+    problem, protocol = ready.problem, ready.protocol
+    with exact(problem.train.y.device):
+        yield constant(problem)
+        yield from attempt("start", lambda: [started(problem)])
+        for name, network in (("network", problem.network), ("linearisation", ready.linear)):
+            yield from attempt(name, partial(_alone, name, network, problem, protocol, tick))
         tick("kernel", 0.0)
         if kernel is not None:
             yield from kernel
             return
-        t = protocol.time(protocol.epochs * protocol.steps(len(task.train)))
-        yield from attempt("kernel", lambda: solved(task, ready.solver, t))
+        t = protocol.time(protocol.epochs * protocol.steps(len(problem.train)))
+        yield from attempt("kernel", lambda: solved(problem, ready.solver, t))
 
 
 @contextmanager
@@ -256,7 +258,7 @@ def _generators() -> Iterator[None]:
         yield
 
 
-def _rule(margin: float, level: float) -> Rule:
+def _criterion(margin: float, level: float) -> Criterion:
     """Margin and level, checked."""
     for name, value, most in (("margin", margin, math.inf), ("level", level, 1.0)):
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -265,32 +267,33 @@ def _rule(margin: float, level: float) -> Rule:
                 "a finite number of 0 or more" if name == "margin" else "a number between 0 and 1, as 0.95"
             )
             raise UserError(f"`{name}`: got {value!r}, expected {wanted}")
-    return Rule(float(margin), float(level))
+    return Criterion(float(margin), float(level))
 
 
-def _alone(name: str, network: nn.Module, task: Task, protocol: Protocol, tick: Tick) -> list[Fit]:
-    return [stepped(name, network, task, protocol, tick)]
+def _alone(name: str, network: nn.Module, problem: Problem, protocol: Protocol, tick: Listener) -> list[Fit]:
+    return [stepped(name, network, problem, protocol, tick)]
 
 
-def _check_steps(task: Task, linear: nn.Module, protocol: Protocol, memory: int | None) -> None:
+def _check_steps(problem: Problem, linear: nn.Module, protocol: Protocol, memory: int | None) -> None:
     """Check the settings of the steps; and the operations of the network, on two samples."""
-    for network in (task.network, linear):
-        protocol.states(network, task)
-    two = task.train.take(torch.arange(2))
-    losses(task.loss, feed(linear, two.x), two.y).sum().backward()
+    for network in (problem.network, linear):
+        protocol.states(network, problem)
+    two = problem.train.take(torch.arange(2))
+    losses(problem.loss, feed(linear, two.x), two.y).sum().backward()
     linear.zero_grad()
-    largest(task.network, two.x, memory)
+    largest(problem.network, two.x, memory)
 
 
-def _safe_rate(task: Task, protocol: Protocol, memory: int | None) -> float:
+def _safe_rate(problem: Problem, protocol: Protocol, memory: int | None) -> float:
     """(1 - mu) / (s theta), theta the largest eigenvalue of K / b that some batches show."""
-    curvature = _curvature(task)
-    n = len(task.train)
+    curvature = _curvature(problem)
+    n = len(problem.train)
     size = min(protocol.batch_size or n, n, _LOOK)
     generator = torch.Generator().manual_seed(protocol.seed)
     batches = [torch.randperm(n, generator=generator)[:size] for _ in range(_BATCHES if size < n else 1)]
     theta = max(
-        largest(task.network, take(task.train.x, index.to(task.train.y.device)), memory) for index in batches
+        largest(problem.network, take(problem.train.x, index.to(problem.train.y.device)), memory)
+        for index in batches
     )
     if not theta > 0 or not math.isfinite(theta):
         raise UserError(
@@ -300,13 +303,13 @@ def _safe_rate(task: Task, protocol: Protocol, memory: int | None) -> float:
     return (1 - protocol.momentum) / (curvature * theta)
 
 
-def _curvature(task: Task) -> float:
+def _curvature(problem: Problem) -> float:
     """The largest second derivative of the loss."""
-    if isinstance(task.loss, Squared):
+    if isinstance(problem.loss, Squared):
         return 1.0
-    if isinstance(task.loss, CrossEntropy):
-        return 0.25 if task.train.y.is_floating_point() else 0.5
+    if isinstance(problem.loss, CrossEntropy):
+        return 0.25 if problem.train.y.is_floating_point() else 0.5
     raise UserError(
-        f"`lr`: left out for {type(task.loss).__name__}, expected a learning rate: its curvature gives none; or take "
-        "squared or cross_entropy"
+        f"`lr`: left out for {type(problem.loss).__name__}, expected a learning rate: its curvature gives none; or "
+        "take squared or cross_entropy"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regimes.compare.task import Columns, Part, Task, answers
+from regimes.compare.problem import Columns, Problem, Samples, answers
 from regimes.core.batch import Inputs, check, count, take, tensors, transform
 from regimes.core.check import shown
 from regimes.core.derivative import Output, check_separable, plain
@@ -42,7 +42,7 @@ class Data:
     validation: float
 
 
-def prepared(module: nn.Module, data: Data, seed: int) -> Task:
+def prepared(module: nn.Module, data: Data, seed: int) -> Problem:
     """Network and data, checked and on one device.
 
     Raises:
@@ -71,8 +71,8 @@ def prepared(module: nn.Module, data: Data, seed: int) -> Task:
     classes = _are_classes(y, y_test)
     loss = data.loss or (cross_entropy if classes else squared)
     unit = _unit(y, y_test, classes, loss)
-    train, valid = _split(Part(given[0], y), data.validation, seed)
-    return Task(network, train, Part(given[1], y_test), valid, loss, unit, c)
+    train, valid = _split(Samples(given[0], y), data.validation, seed)
+    return Problem(network, train, Samples(given[1], y_test), valid, loss, unit, c)
 
 
 def made(source: Any, seed: int) -> nn.Module:
@@ -152,7 +152,7 @@ def _named(y: Tensor) -> str:
     return ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
 
 
-def _split(part: Part, share: float, seed: int) -> tuple[Part, Part | None]:
+def _split(part: Samples, share: float, seed: int) -> tuple[Samples, Samples | None]:
     """The samples to train on, and those that say when to stop."""
     number = isinstance(share, int | float) and not isinstance(share, bool)
     if not number or not 0 <= share < 1:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regimes.compare.task import Fit, Task
+from regimes.compare.problem import Fit, Problem
 from regimes.core.estimate import Estimate, mean, paired_share, share, two_way, two_way_variances
 
-__all__ = ["Model", "Run", "apart", "models_of", "needed", "single"]
+__all__ = ["Model", "Trial", "apart", "models_of", "needed", "single"]
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Trial:
     """All models of one seed."""
 
-    task: Task
+    problem: Problem
     fits: tuple[Fit, ...]
 
 
@@ -49,24 +49,26 @@ class Model:
     counts: bool
 
 
-def models_of(runs: Sequence[Run]) -> dict[str, Model]:
+def models_of(trials: Sequence[Trial]) -> dict[str, Model]:
     """The models by name, in the order of the first seed."""
-    names = list(dict.fromkeys(fit.name for run in runs for fit in run.fits))
-    return {name: _model(name, runs) for name in names}
+    names = list(dict.fromkeys(fit.name for trial in trials for fit in trial.fits))
+    return {name: _model(name, trials) for name in names}
 
 
-def _model(name: str, runs: Sequence[Run]) -> Model:
+def _model(name: str, trials: Sequence[Trial]) -> Model:
     """One model; a seed in which it is missing leaves it without scores."""
-    found = [(run.task, fit) for run in runs for fit in run.fits if fit.name == name]
+    found = [(trial.problem, fit) for trial in trials for fit in trial.fits if fit.name == name]
     failed = [fit.status for _, fit in found if fit.status != "finished"]
-    status = "finished" if len(found) == len(runs) and not failed else failed[0] if failed else "missing"
-    if failed and len(runs) > 1:
-        status += f" in {len(failed)} of {len(runs)} seeds"
+    status = "finished" if len(found) == len(trials) and not failed else failed[0] if failed else "missing"
+    if failed and len(trials) > 1:
+        status += f" in {len(failed)} of {len(trials)} seeds"
     known = [
-        (task, fit.train, fit.test) for task, fit in found if fit.train is not None and fit.test is not None
+        (problem, fit.train, fit.test)
+        for problem, fit in found
+        if fit.train is not None and fit.test is not None
     ]
-    held = [task.score(test, task.test.y) for task, _, test in known]
-    own = [task.score(outputs, task.train.y) for task, outputs, _ in known]
+    held = [problem.score(test, problem.test.y) for problem, _, test in known]
+    own = [problem.score(outputs, problem.train.y) for problem, outputs, _ in known]
     done = status == "finished"
     return Model(
         name,
@@ -78,7 +80,7 @@ def _model(name: str, runs: Sequence[Run]) -> Model:
         np.stack([each.loss.cpu().numpy() for each in held]) if done else None,
         _average([float(each.error.mean()) for each in own] if done else []),
         _average([float(each.loss.mean()) for each in own] if done else []),
-        runs[0].task.unit is None,
+        trials[0].problem.unit is None,
     )
 
 

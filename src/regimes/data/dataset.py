@@ -16,7 +16,7 @@ from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.data.catalog import Description, describe
 from regimes.data.image import Images, read
-from regimes.data.task import Task, balanced_prefix, interleave, select, targets
+from regimes.data.labelling import Labelling, balanced_prefix, interleave, select, targets
 from regimes.data.transform import CHUNK, Transform, fit
 
 __all__ = ["Dataset", "Split", "load"]
@@ -26,7 +26,7 @@ SIZES = (14, 16)
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Indices:
     """Indices into the published order, training file first: points to fit on, to train on, to test on."""
 
     fit: np.ndarray
@@ -90,7 +90,7 @@ class Dataset:
 def load(
     name: str = "digits",
     *,
-    task: Task = "classes",
+    task: Labelling = "classes",
     train: int | None = None,
     test: int | None = None,
     probe: int = 256,
@@ -223,7 +223,7 @@ def choose(
     pair: tuple[int, int] | None,
     merge: bool,
     sizes: tuple[int | None, int | None],
-) -> Rows:
+) -> Indices:
     labels = images.labels
     rows = np.arange(len(labels)) if pair is None else np.flatnonzero(np.isin(labels, pair))
     halves = rows[rows < images.train], rows[rows >= images.train]
@@ -243,7 +243,7 @@ def choose(
                 f"`train` and `test`: {sizes[0]} and {sizes[1]} came, but there are {len(order)} points of "
                 "these classes in all; ask for fewer"
             )
-        return Rows(rows, order[:train], order[train : train + test])
+        return Indices(rows, order[:train], order[train : train + test])
     orders = [half[interleave(labels[half], goals[half])] for half in halves]
     for argument, size, order in zip(("train", "test"), sizes, orders, strict=True):
         if len(order) < (size or 1):
@@ -251,7 +251,7 @@ def choose(
                 f"`{argument}`: {size} came, but its file holds {len(order)} points of these classes; "
                 "ask for fewer, or merge the files with merge=True"
             )
-    return Rows(halves[0], orders[0][:train], orders[1][:test])
+    return Indices(halves[0], orders[0][:train], orders[1][:test])
 
 
 def gather(
@@ -281,7 +281,7 @@ def source(description: Description, images: Images) -> dict[str, Json]:
     }
 
 
-def record(rows: Rows) -> dict[str, Json]:
+def record(rows: Indices) -> dict[str, Json]:
     return {
         "fitted_on": len(rows.fit),
         "train": len(rows.train),

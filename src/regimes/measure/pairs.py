@@ -23,7 +23,7 @@ from torch import Tensor
 
 from regimes.core.batch import check_finite
 from regimes.core.error import UserError
-from regimes.core.estimate import Estimate, Scale, delete_one
+from regimes.core.estimate import Estimate, Scatter, delete_one
 
 __all__ = [
     "check_interval",
@@ -163,7 +163,7 @@ def _centred(a: Float[Tensor, "n n"], b: Float[Tensor, "n n"]) -> np.ndarray:
     return (_sums(a * b) + total - 2 * rows / (n - 2)) / (n * (n - 3))
 
 
-def _estimate(values: np.ndarray, scale: Scale, level: float) -> Estimate:
+def _estimate(values: np.ndarray, scale: Scatter, level: float) -> Estimate:
     """From the value of all points and those without each one."""
     n = len(values) - 1
     method = f"pairs of {n} points; jackknife, {100 * level:g} %"

@@ -11,13 +11,13 @@ from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.measure.probe import Probe
 
-__all__ = ["Times", "crossing"]
+__all__ = ["Times", "crossing_time"]
 
 
-def crossing(before: tuple[float, float], after: tuple[float, float], level: float) -> float:
+def crossing_time(before: tuple[float, float], after: tuple[float, float], level: float) -> float:
     """The time at which the line from one (time, loss) to the next is at ``level``.
 
-    >>> crossing((0.0, 1.0), (2.0, 0.0), 0.5)
+    >>> crossing_time((0.0, 1.0), (2.0, 0.0), 0.5)
     1.0
     """
     (start, high), (end, low) = before, after
@@ -57,7 +57,7 @@ class Times(Probe):
         elif state.loss < self.level:
             seen = self._seen
             before = (seen["time"], seen["loss"]) if "time" in seen else (state.time, math.inf)
-            seen["t1"] = crossing(before, (state.time, state.loss), self.level)
+            seen["t1"] = crossing_time(before, (state.time, state.loss), self.level)
 
     def look(self, state: State) -> Mapping[str, float]:
         """t1 and t2."""

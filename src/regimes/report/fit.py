@@ -10,7 +10,7 @@ import pandas as pd
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
-from regimes.core.estimate import Estimate, Values, array, positive, quantile
+from regimes.core.estimate import Estimate, Numbers, array, positive, quantile
 
 __all__ = ["PowerLaw", "crossing", "local_exponents", "power_law"]
 
@@ -43,7 +43,7 @@ class PowerLaw:
     clusters: int
     method: str
 
-    def __call__(self, x: Values) -> np.ndarray:
+    def __call__(self, x: Numbers) -> np.ndarray:
         """The law at ``x``."""
         return self.prefactor * array(x) ** self.exponent
 
@@ -54,11 +54,11 @@ class PowerLaw:
 
 @checked
 def power_law(
-    x: Values,
-    y: Values,
+    x: Numbers,
+    y: Numbers,
     window: tuple[float, float] | None = None,
-    weights: Values | None = None,
-    groups: Values | None = None,
+    weights: Numbers | None = None,
+    groups: Numbers | None = None,
 ) -> PowerLaw:
     r"""Least-squares line through ``(log x, log y)``.
 
@@ -120,11 +120,11 @@ def power_law(
 
 
 def _points(
-    x: Values,
-    y: Values,
+    x: Numbers,
+    y: Numbers,
     window: tuple[float, float] | None,
-    weights: Values | None,
-    groups: Values | None,
+    weights: Numbers | None,
+    groups: Numbers | None,
 ) -> pd.DataFrame:
     """The usable points as columns u = log x, v = log y, w (weights, mean 1), g (groups)."""
     frame = pd.DataFrame({"x": array(x, "x")})
@@ -181,7 +181,7 @@ def _clustered(u: np.ndarray, v: np.ndarray, w: np.ndarray, codes: np.ndarray) -
     return math.sqrt((count - 1) / count * float(np.sum((slopes - slopes.mean()) ** 2)))
 
 
-def _curve(x: Values, y: Values) -> tuple[np.ndarray, np.ndarray]:
+def _curve(x: Numbers, y: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """The points sorted by x in logarithms, repeated x merged by the geometric mean of y."""
     place, height = array(x, "x"), array(y, "y")
     if len(place) != len(height):
@@ -195,7 +195,7 @@ def _curve(x: Values, y: Values) -> tuple[np.ndarray, np.ndarray]:
 
 
 @checked
-def crossing(x: Values, y: Values, level: float) -> float:
+def crossing(x: Numbers, y: Numbers, level: float) -> float:
     """The ``x`` at which the curve ``y`` crosses ``level``, by linear interpolation in the log-log plane.
 
     Values at the same ``x`` are merged by their geometric mean. A noisy curve may cross several times: the
@@ -227,7 +227,7 @@ def crossing(x: Values, y: Values, level: float) -> float:
 
 
 @checked
-def local_exponents(x: Values, y: Values) -> tuple[np.ndarray, np.ndarray]:
+def local_exponents(x: Numbers, y: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Slopes between neighbours in the log-log plane: where a power law holds they are flat.
 
     Returns:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
-from regimes.core.estimate import Values, array, mean
+from regimes.core.estimate import Numbers, array, mean
 from regimes.study.run import Run
 
 __all__ = ["filled", "last", "named", "need", "rows_of", "summary"]
@@ -105,7 +105,7 @@ def summary(
     found = need(frame, [*keys, column])
     lines = []
     for values, part in found.groupby(keys, sort=True):
-        sample: Values = part[column]
+        sample: Numbers = part[column]
         if "seed" in part.columns and "seed" not in keys:
             sample = [float(array(own[column]).mean()) for _, own in part.groupby("seed")]
         one = mean(sample, log=log, level=level)

@@ -31,7 +31,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
-State = tuple[int, int]
+Stamp = tuple[int, int]
 """When a file was written, in ns, and its size."""
 TOGETHER = 500
 """Tables of single files take many times the memory of their rows: so many are made one."""
@@ -44,14 +44,14 @@ class Known:
     """A file that was read.
 
     Attributes:
-        state: of the file then.
+        stamp: of the file then.
         fault: what is wrong with it; empty if it is sound.
         digest: SHA-256 of its content.
         run: the canonical JSON of its run.
         whole: whether it has every column of the study.
     """
 
-    state: State
+    stamp: Stamp
     fault: str
     digest: str = ""
     run: str = ""
@@ -248,20 +248,20 @@ class Store:
                 raise
         return target
 
-    def _there(self) -> dict[str, State]:
+    def _there(self) -> dict[str, Stamp]:
         """The files of rows by their keys, in the order of these."""
-        found: dict[str, State] = {}
+        found: dict[str, Stamp] = {}
         with suppress(OSError), os.scandir(self.rows) as entries:
             for entry in entries:
                 with suppress(OSError):
                     if entry.name.endswith(SUFFIX):
-                        found[entry.name.removesuffix(SUFFIX)] = _state(entry)
+                        found[entry.name.removesuffix(SUFFIX)] = _stamp(entry)
         return dict(sorted(found.items()))
 
     def _refresh(self) -> None:
         """Read the files that are new or have changed; every other one is known."""
         there = self._there()
-        if gone := {key for key, known in self._known.items() if there.get(key) != known.state}:
+        if gone := {key for key, known in self._known.items() if there.get(key) != known.stamp}:
             self._forget(gone)
         fresh = [key for key in there if key not in self._known]
         # few files are parsed sooner than a cache is read
@@ -291,15 +291,15 @@ class Store:
         except OSError:
             return b""
 
-    def _learn(self, key: str, state: State, digest: str, raw: pa.Table | str) -> None:
+    def _learn(self, key: str, stamp: Stamp, digest: str, raw: pa.Table | str) -> None:
         """Keep what an examined file holds, in the columns of the study if there is one."""
         found = fit(raw, self.schema, self.classes) if self.classes and not isinstance(raw, str) else raw
         self._parsed += 1
         if isinstance(raw, str) or isinstance(found, str):
-            self._known[key] = Known(state, str(found))
+            self._known[key] = Known(stamp, str(found))
             return
         whole = bool(self.classes) and covers(raw, self.schema)
-        self._known[key] = Known(state, "", digest, sealed_run(raw), whole)
+        self._known[key] = Known(stamp, "", digest, sealed_run(raw), whole)
         self._single.append(found.replace_schema_metadata())
         if len(self._single) > TOGETHER:
             self._tables.append(_joined(self._single).combine_chunks())
@@ -312,7 +312,7 @@ class Store:
         if not isinstance(raw, str) and not isinstance(found, str):
             content = seal(widened(raw, found), known.run)
             self._replace(path, content)
-            self._known[path.stem] = replace(known, state=_state(path), digest=digest_of(content), whole=True)
+            self._known[path.stem] = replace(known, stamp=_stamp(path), digest=digest_of(content), whole=True)
 
     def _forget(self, keys: set[str]) -> None:
         """Drop files and their rows."""
@@ -367,7 +367,7 @@ def opened(out: str | Path | Store, classes: Sequence[type[Run]]) -> Store:
     return Store(out, classes)
 
 
-def _state(path: Path | os.DirEntry[str]) -> State:
+def _stamp(path: Path | os.DirEntry[str]) -> Stamp:
     stat = path.stat()
     return stat.st_mtime_ns, stat.st_size
 

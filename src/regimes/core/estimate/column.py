@@ -11,7 +11,7 @@ import numpy as np
 from regimes.core.check import checked
 from regimes.core.error import UserError
 
-__all__ = ["Column", "Values", "array", "positive"]
+__all__ = ["Column", "Numbers", "array", "positive"]
 
 
 @runtime_checkable
@@ -22,12 +22,12 @@ class Column(Protocol):
         """Its values."""
 
 
-Values = Sequence[Any] | np.ndarray | Column
+Numbers = Sequence[Any] | np.ndarray | Column
 """Numbers as they come: a list, an array, a column of a data frame (which pandas may call a frame)."""
 
 
 @checked
-def array(values: Values, name: str = "values") -> np.ndarray:
+def array(values: Numbers, name: str = "values") -> np.ndarray:
     """The numbers as a float64 vector; what is missing becomes nan. Errors say ``name``.
 
     >>> array([1, "2.5", None, True])

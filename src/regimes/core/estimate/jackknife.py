@@ -13,9 +13,9 @@ from regimes.core.error import UserError
 from regimes.core.estimate.column import positive
 from regimes.core.estimate.interval import Estimate, quantile
 
-__all__ = ["Scale", "delete_one", "jackknife", "jackknife_variance"]
+__all__ = ["Scatter", "delete_one", "jackknife", "jackknife_variance"]
 
-Scale = Literal["plain", "log", "fisher"]
+Scatter = Literal["plain", "log", "fisher"]
 """Where the scatter of a statistic is taken: on itself, on its logarithm, or on its artanh."""
 
 
@@ -32,7 +32,7 @@ def jackknife_variance(without: np.ndarray) -> float:
 
 
 def delete_one(
-    value: float, without: np.ndarray, *, scale: Scale = "plain", level: float = 0.95, method: str = ""
+    value: float, without: np.ndarray, *, scale: Scatter = "plain", level: float = 0.95, method: str = ""
 ) -> Estimate:
     r"""A statistic of n independent things with its jackknife interval, :math:`\theta \pm t_{n-1}\, \mathrm{se}`.
 

@@ -8,14 +8,14 @@ import numpy as np
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
-from regimes.core.estimate.column import Values, array, positive
+from regimes.core.estimate.column import Numbers, array, positive
 from regimes.core.estimate.interval import Estimate, quantile
 
 __all__ = ["mean", "two_way", "two_way_variances"]
 
 
 @checked
-def mean(values: Values, *, log: bool = False, level: float = 0.95) -> Estimate:
+def mean(values: Numbers, *, log: bool = False, level: float = 0.95) -> Estimate:
     r"""The mean of independent values with its Student t interval.
 
     .. math:: \bar v \pm t_{n-1}\, s / \sqrt n

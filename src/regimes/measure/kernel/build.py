@@ -12,10 +12,10 @@ from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.graph import reached
 from regimes.core.jacobian import jacobian
 from regimes.measure.kernel.factor import Factor
-from regimes.measure.kernel.hold import Heads, Products, Rows
+from regimes.measure.kernel.hold import Heads, JacobianRows, Products
 from regimes.measure.kernel.network import Network, Pass, record
 from regimes.measure.kernel.plan import Plan, Term
-from regimes.measure.kernel.rule import Rule, TokenRule, gradients, rule_of
+from regimes.measure.kernel.rule import Rule, TokenRule, parameter_gradients, rule_of
 from regimes.measure.kernel.site import IrregularError
 from regimes.measure.kernel.watch import Watch, check_alone, check_mapped
 
@@ -164,11 +164,11 @@ class _Collector:
         self._wanted = explicit
         self._of_rows = {place for t in terms if t.order == "explicit" for place in t.sites}
 
-    def _rows(self, terms: Iterable[Term], samples: int, r: int, like: Tensor) -> dict[str, Rows]:
+    def _rows(self, terms: Iterable[Term], samples: int, r: int, like: Tensor) -> dict[str, JacobianRows]:
         sizes: dict[str, dict[str, int]] = {}
         for term in terms:
             sizes.setdefault(term.owner if self._by_owner else "", {})[term.names[0]] = term.shape.numel
-        return {owner: Rows(each, samples, r, like) for owner, each in sizes.items()}
+        return {owner: JacobianRows(each, samples, r, like) for owner, each in sizes.items()}
 
     def backed(self, places: Sequence[int]) -> list[int]:
         """The uses that something has to come back to: all but that of a head."""
@@ -196,7 +196,7 @@ class _Collector:
             held.put_grads(each, [backs[place] for place in term.sites], at, k)
         for place, back in backs.items():
             if back is not None and place in self._of_rows:
-                for name, each in gradients(rules[place], back, self._wanted, run.leaves):
+                for name, each in parameter_gradients(rules[place], back, self._wanted, run.leaves):
                     self._explicit[self._owner[name]].put(name, at, k, each)
         for rows in self._explicit.values():
             rows.finish(at, k)

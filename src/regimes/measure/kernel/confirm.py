@@ -16,7 +16,7 @@ from regimes.core.error import UserError
 from regimes.core.graph import reached
 from regimes.core.layer import is_stackable
 from regimes.measure.kernel.network import Network, Pass, record
-from regimes.measure.kernel.rule import gradients, rule_of
+from regimes.measure.kernel.rule import parameter_gradients, rule_of
 from regimes.measure.kernel.site import IrregularError, Site, locate
 
 __all__ = ["Survey", "survey"]
@@ -201,7 +201,9 @@ def _mixed(
                 continue
             try:
                 with torch.enable_grad():
-                    for name, each in gradients(rule_of(site, use, count(probe)), back, names, run.leaves):
+                    for name, each in parameter_gradients(
+                        rule_of(site, use, count(probe)), back, names, run.leaves
+                    ):
                         sums[name] = sums[name] + each if name in sums else each
             except (RuntimeError, ValueError, TypeError, IndexError):
                 failed |= site.trains

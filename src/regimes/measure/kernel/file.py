@@ -19,7 +19,7 @@ from regimes.core.error import UserError
 from regimes.measure.kernel.fingerprint import Fingerprint
 from regimes.measure.kernel.journal import Journal, Tile, overlap, within
 from regimes.measure.kernel.sink import Unit, Window
-from regimes.measure.kernel.tiles import Held, Job, area, pair, pairs
+from regimes.measure.kernel.tiles import Assembly, Held, area, pair, pairs
 
 __all__ = ["KernelFile", "check_path", "write"]
 
@@ -222,32 +222,32 @@ def _reserve(descriptor: int, start: int, size: int) -> None:
         size -= os.write(descriptor, zeros[: min(size, _PIECE)])
 
 
-def write(job: Job, file: KernelFile, journal: Journal, tick: Callable[[float], None]) -> None:
+def write(assembly: Assembly, file: KernelFile, journal: Journal, tick: Callable[[float], None]) -> None:
     """Compute every tile that is not in the file yet."""
-    whole = sum(area(row, column) for row, column in pairs(job)) * len(job.tiling.groups)
-    held = Held(job)
-    for parts in _summed(job):
+    whole = sum(area(row, column) for row, column in pairs(assembly)) * len(assembly.tiling.groups)
+    held = Held(assembly)
+    for parts in _summed(assembly):
         row, column = (
             Unit(first.samples, slice(first.directions.start, last.directions.stop))
             for first, last in zip(parts[0], parts[-1], strict=True)
         )
         if any(within(tile_of(row, column), other) for other in journal.done):
-            tick(sum(area(*part) for part in parts) * len(job.tiling.groups) / whole)
+            tick(sum(area(*part) for part in parts) * len(assembly.tiling.groups) / whole)
             continue
         found: Tensor | None = None
         for part in parts:
-            window = Window(job.reduce, *part, job.plan.directions)
-            pair(job, held, *part, window, lambda share: tick(share / whole))
+            window = Window(assembly.reduce, *part, assembly.plan.directions)
+            pair(assembly, held, *part, window, lambda share: tick(share / whole))
             found = window.kernel() if found is None else found + window.kernel()
         assert found is not None
         journal = file.put(row, column, found, journal)
 
 
-def _summed(job: Job) -> list[list[tuple[Unit, Unit]]]:
+def _summed(assembly: Assembly) -> list[list[tuple[Unit, Unit]]]:
     """The pairs of tiles that are added up in one place: in a trace those of all directions; else each alone."""
-    if job.reduce != "trace":
-        return [[each] for each in pairs(job)]
+    if assembly.reduce != "trace":
+        return [[each] for each in pairs(assembly)]
     places: dict[tuple[int, int], list[tuple[Unit, Unit]]] = {}
-    for row, column in pairs(job):
+    for row, column in pairs(assembly):
         places.setdefault((row.samples.start, column.samples.start), []).append((row, column))
     return list(places.values())

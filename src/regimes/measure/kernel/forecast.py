@@ -16,11 +16,11 @@ from regimes.measure.kernel.build import Builder
 from regimes.measure.kernel.cost import pairing
 from regimes.measure.kernel.factor import Reduce
 from regimes.measure.kernel.machine import speeds
-from regimes.measure.kernel.ntk import job_of, planned
+from regimes.measure.kernel.ntk import assembly_of, planned
 from regimes.measure.kernel.plan import Plan, by_jacobian
 from regimes.measure.kernel.request import request
 from regimes.measure.kernel.site import IrregularError
-from regimes.measure.kernel.tiles import Job
+from regimes.measure.kernel.tiles import Assembly
 
 __all__ = ["KernelForecast", "LayerForecast", "ntk_forecast"]
 
@@ -123,27 +123,29 @@ def ntk_forecast(
         began = time.perf_counter()
         plan = planned(asked)
         planning = time.perf_counter() - began
-        job = job_of(asked, plan, by_layer=False, stored=False)
+        assembly = assembly_of(asked, plan, by_layer=False, stored=False)
         try:
-            each = _building(job, plan)
+            each = _building(assembly, plan)
         except IrregularError:
             plan = by_jacobian(asked.network, plan)
-            job = job_of(asked, plan, by_layer=False, stored=False)
-            each = _building(job, plan)
+            assembly = assembly_of(asked, plan, by_layer=False, stored=False)
+            each = _building(assembly, plan)
         n1, n2 = asked.shape
         pairs = n1 * (n1 + 1) // 2 if asked.columns is None else n1 * n2
-        layers = _layers(job, pairs, asked.prefix)
-        passes = job.tiling.samples(n1, None if asked.columns is None else n2)
+        layers = _layers(assembly, pairs, asked.prefix)
+        passes = assembly.tiling.samples(n1, None if asked.columns is None else n2)
         seconds = planning + each * passes + sum(layer.seconds for layer in layers)
         entries = n1 * n2 * {"full": len(plan.asked) ** 2, "diagonal": len(plan.asked), "trace": 1}[reduce]
         item = asked.network.dtype.itemsize
         machine = speeds(asked.network.device, asked.network.dtype)
         seconds += 3 * entries * item / machine.traffic
-        return KernelForecast(seconds, job.tiling.bytes, entries * item, passes, job.tiling.tile, layers)
+        return KernelForecast(
+            seconds, assembly.tiling.bytes, entries * item, passes, assembly.tiling.tile, layers
+        )
 
 
-def _layers(job: Job, pairs: int, prefix: str) -> tuple[LayerForecast, ...]:
-    network, plan = job.network, job.plan
+def _layers(assembly: Assembly, pairs: int, prefix: str) -> tuple[LayerForecast, ...]:
+    network, plan = assembly.network, assembly.plan
     machine = speeds(network.device, network.dtype)
     found = []
     for term in plan.terms:
@@ -158,14 +160,14 @@ def _layers(job: Job, pairs: int, prefix: str) -> tuple[LayerForecast, ...]:
     return tuple(found)
 
 
-def _building(job: Job, plan: Plan) -> float:
+def _building(assembly: Assembly, plan: Plan) -> float:
     """Seconds per sample to form the factors of a group, timed on a few; the first run only warms up."""
-    tiling = job.tiling
-    x = take(job.rows, slice(0, min(_SAMPLES, tiling.micro, tiling.tile)))
+    tiling = assembly.tiling
+    x = take(assembly.rows, slice(0, min(_SAMPLES, tiling.micro, tiling.tile)))
     times = []
     for group in tiling.groups:
         builder = Builder(
-            job.network, plan, group, tiling.directions[0], tiling.micro, tiling.room, job.by_owner
+            assembly.network, plan, group, tiling.directions[0], tiling.micro, tiling.room, assembly.by_owner
         )
         builder(x)
         began = time.perf_counter()

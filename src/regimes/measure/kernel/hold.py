@@ -11,10 +11,10 @@ from regimes.measure.kernel.factor import Explicit, Factor, Gram, Head, Sequence
 from regimes.measure.kernel.plan import Term
 from regimes.measure.kernel.rule import TokenRule
 
-__all__ = ["Heads", "Products", "Rows"]
+__all__ = ["Heads", "JacobianRows", "Products"]
 
 
-class Rows:
+class JacobianRows:
     """Rows of the Jacobian, (n, r, p), with columns for each of some parameters.
 
     Args:

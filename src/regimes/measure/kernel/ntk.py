@@ -25,10 +25,10 @@ from regimes.measure.kernel.plan import Plan, by_jacobian, make_plan
 from regimes.measure.kernel.request import Request, request
 from regimes.measure.kernel.sink import Whole
 from regimes.measure.kernel.site import IrregularError
-from regimes.measure.kernel.tiles import Job, assemble
+from regimes.measure.kernel.tiles import Assembly, assemble
 from regimes.measure.kernel.tiling import Extent, choose_tiling
 
-__all__ = ["job_of", "ntk", "ntk_sketch", "planned"]
+__all__ = ["assembly_of", "ntk", "ntk_sketch", "planned"]
 
 _Path = str | PathLike[str]
 
@@ -198,7 +198,7 @@ def _by_jacobian(asked: Request, plan: Plan) -> Plan:
     return by_jacobian(asked.network, plan)
 
 
-def job_of(asked: Request, plan: Plan, by_layer: bool, stored: bool) -> Job:
+def assembly_of(asked: Request, plan: Plan, by_layer: bool, stored: bool) -> Assembly:
     """The kernel of a plan, and how much is taken at a time."""
     n1, n2 = asked.shape
     network = asked.network
@@ -207,7 +207,7 @@ def job_of(asked: Request, plan: Plan, by_layer: bool, stored: bool) -> Job:
         network.device.type != "cpu",
     )  # fmt: skip
     scale = asked.scale / (len(plan.asked) if asked.reduce == "trace" else 1)
-    return Job(network, plan, choose_tiling(plan, extent), asked.rows, asked.columns, by_layer, scale)
+    return Assembly(network, plan, choose_tiling(plan, extent), asked.rows, asked.columns, by_layer, scale)
 
 
 def _computed(
@@ -226,11 +226,11 @@ def _computed(
 
 
 def _filled(asked: Request, plan: Plan, by_layer: bool, tick: Callable[[float], None]) -> Whole:
-    job = job_of(asked, plan, by_layer, stored=False)
-    tiling = job.tiling
+    assembly = assembly_of(asked, plan, by_layer, stored=False)
+    tiling = assembly.tiling
     sums = len(tiling.groups) > 1 or (asked.reduce == "trace" and len(tiling.directions) > 1)
     sink = Whole(asked.reduce, asked.shape, len(plan.asked), plan.directions, sums)
-    assemble(job, sink, tick)
+    assemble(assembly, sink, tick)
     return sink
 
 
@@ -241,20 +241,20 @@ def _written(asked: Request, path: Path, overwrite: bool, tick: Callable[[float]
     shape = asked.shape + {"full": (c, c), "diagonal": (c,), "trace": ()}[asked.reduce]
     dtype = np.dtype(str(asked.network.dtype).removeprefix("torch."))
     file = KernelFile(path, fingerprint(asked, c), shape, dtype, asked.columns is None)
-    job = job_of(asked, plan, False, stored=True)
+    assembly = assembly_of(asked, plan, False, stored=True)
     if overwrite:
         file.remove()
     begun = file.begun()
     by_rows = begun is not None and begun.by_rows
     if not by_rows:
         try:
-            write(job, file, begun or file.create(by_rows), tick)
+            write(assembly, file, begun or file.create(by_rows), tick)
         except IrregularError:
             file.remove()
             begun, by_rows = None, True
     if by_rows:
         plan = _by_jacobian(asked, plan)
-        write(job_of(asked, plan, False, stored=True), file, begun or file.create(by_rows), tick)
+        write(assembly_of(asked, plan, False, stored=True), file, begun or file.create(by_rows), tick)
     return file.tensor()
 
 

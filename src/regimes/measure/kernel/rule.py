@@ -16,7 +16,7 @@ from torch.nn import functional
 from regimes.measure.kernel.site import Axis, IrregularError, Site
 from regimes.measure.kernel.use import Kind, Reference, Use
 
-__all__ = ["Rule", "TokenRule", "gradients", "rule_of"]
+__all__ = ["Rule", "TokenRule", "parameter_gradients", "rule_of"]
 
 
 class Rule(ABC):
@@ -269,7 +269,7 @@ def rule_of(site: Site, use: Use, samples: int) -> Rule:
     return _RULES[site.kind](site, use, samples)
 
 
-def gradients(
+def parameter_gradients(
     rule: Rule, back: Tensor, wanted: Collection[str], leaves: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
     """What a use gives each of the wanted parameters: (name, (n, *shape)); a name may come more than once."""

@@ -16,11 +16,11 @@ from regimes.measure.kernel.plan import Plan
 from regimes.measure.kernel.sink import Sink, Unit
 from regimes.measure.kernel.tiling import Tiling
 
-__all__ = ["Held", "Job", "area", "assemble", "pair", "pairs"]
+__all__ = ["Assembly", "Held", "area", "assemble", "pair", "pairs"]
 
 
 @dataclass(frozen=True)
-class Job:
+class Assembly:
     """A kernel to be computed.
 
     Attributes:
@@ -54,40 +54,42 @@ def _units(tiling: Tiling, samples: int) -> Iterator[Unit]:
             yield Unit(slice(start, min(start + tiling.tile, samples)), directions)
 
 
-def pairs(job: Job) -> Iterator[tuple[Unit, Unit]]:
+def pairs(assembly: Assembly) -> Iterator[tuple[Unit, Unit]]:
     """Every pair that has to be computed: of a symmetric kernel, those from the diagonal on."""
-    left = list(_units(job.tiling, count(job.rows)))
-    right = left if job.columns is None else list(_units(job.tiling, count(job.columns)))
+    left = list(_units(assembly.tiling, count(assembly.rows)))
+    right = left if assembly.columns is None else list(_units(assembly.tiling, count(assembly.columns)))
     for i, row in enumerate(left):
-        for column in right[i:] if job.columns is None else right:
-            if job.reduce == "full" or row.directions == column.directions:
+        for column in right[i:] if assembly.columns is None else right:
+            if assembly.reduce == "full" or row.directions == column.directions:
                 yield row, column
 
 
-def assemble(job: Job, sink: Sink, tick: Callable[[float], None]) -> None:
+def assemble(assembly: Assembly, sink: Sink, tick: Callable[[float], None]) -> None:
     """Compute every pair of tiles and put it into the sink; ``tick`` hears of each share that is done."""
-    todo = list(pairs(job))
-    whole = sum(area(row, column) for row, column in todo) * len(job.tiling.groups)
-    held = Held(job)
+    todo = list(pairs(assembly))
+    whole = sum(area(row, column) for row, column in todo) * len(assembly.tiling.groups)
+    held = Held(assembly)
     for row, column in todo:
-        pair(job, held, row, column, sink, lambda share: tick(share / whole))
+        pair(assembly, held, row, column, sink, lambda share: tick(share / whole))
 
 
-def pair(job: Job, held: Held, row: Unit, column: Unit, sink: Sink, tick: Callable[[float], None]) -> None:
+def pair(
+    assembly: Assembly, held: Held, row: Unit, column: Unit, sink: Sink, tick: Callable[[float], None]
+) -> None:
     """One pair of tiles, all groups of terms."""
-    same = job.columns is None and row == column
-    for group in range(len(job.tiling.groups)):
+    same = assembly.columns is None and row == column
+    for group in range(len(assembly.tiling.groups)):
         left = held.rows(group, row)
         right = left if same else held.columns(group, column)
-        _contract(job, row, column, left, right, sink)
+        _contract(assembly, row, column, left, right, sink)
         tick(area(row, column))
 
 
 class Held:
     """The factors of the last row and the last column of tiles."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, assembly: Assembly) -> None:
+        self._assembly = assembly
         self._row: tuple[object, list[Part]] | None = None
 
     def rows(self, group: int, unit: Unit) -> list[Part]:
@@ -95,19 +97,19 @@ class Held:
         key = (group, unit)
         if self._row is None or self._row[0] != key:
             self._row = None  # free the old ones first
-            self._row = (key, self._build(group, unit, self._job.rows))
+            self._row = (key, self._build(group, unit, self._assembly.rows))
         return self._row[1]
 
     def columns(self, group: int, unit: Unit) -> list[Part]:
         """Of the second samples."""
-        job = self._job
-        return self._build(group, unit, job.rows if job.columns is None else job.columns)
+        assembly = self._assembly
+        return self._build(group, unit, assembly.rows if assembly.columns is None else assembly.columns)
 
     def _build(self, group: int, unit: Unit, x: Inputs) -> list[Part]:
-        job, tiling = self._job, self._job.tiling
+        assembly, tiling = self._assembly, self._assembly.tiling
         builder = Builder(
-            job.network, job.plan, tiling.groups[group], unit.directions, tiling.micro, tiling.room,
-            job.by_owner,
+            assembly.network, assembly.plan, tiling.groups[group], unit.directions, tiling.micro, tiling.room,
+            assembly.by_owner,
         )  # fmt: skip
         return builder(take(x, unit.samples))
 
@@ -117,9 +119,11 @@ def area(row: Unit, column: Unit) -> int:
     return row.size[0] * column.size[0]
 
 
-def _contract(job: Job, row: Unit, column: Unit, left: list[Part], right: list[Part], sink: Sink) -> None:
+def _contract(
+    assembly: Assembly, row: Unit, column: Unit, left: list[Part], right: list[Part], sink: Sink
+) -> None:
     """All blocks between two tiles; of a tile with itself those from the diagonal on, and their mirror images."""
-    same, chunk = left is right, job.tiling.chunk
+    same, chunk = left is right, assembly.tiling.chunk
     n1, n2 = row.size[0], column.size[0]
     owners: dict[str, list[tuple[Part, Part]]] = {}
     for one, other in zip(left, right, strict=True):
@@ -130,9 +134,9 @@ def _contract(job: Job, row: Unit, column: Unit, left: list[Part], right: list[P
             a = Unit(_moved(rows, row.samples.start), row.directions)
             b = Unit(_moved(columns, column.samples.start), column.directions)
             for owner, parts in owners.items():
-                block = _block(job, parts, rows, columns)
+                block = _block(assembly, parts, rows, columns)
                 sink.add(owner, a, b, block)
-                if job.columns is None and not (same and i == j):
+                if assembly.columns is None and not (same and i == j):
                     sink.add(owner, b, a, _mirror(block))
 
 
@@ -144,30 +148,32 @@ def _mirror(block: Tensor) -> Tensor:
     return block.permute(2, 3, 0, 1) if block.dim() == 4 else block.mT
 
 
-def _block(job: Job, parts: list[tuple[Part, Part]], rows: slice, columns: slice) -> Tensor:
+def _block(assembly: Assembly, parts: list[tuple[Part, Part]], rows: slice, columns: slice) -> Tensor:
     """K between some samples of two tiles: (n1, r, n2, r), (r, n1, n2) or (n1, n2)."""
     n1, n2 = rows.stop - rows.start, columns.stop - columns.start
-    plan = job.plan
-    whole = _sum(job, [p for p in parts if not p[0].below or plan.lift is None], rows, columns, plan.reduce)
+    plan = assembly.plan
+    whole = _sum(
+        assembly, [p for p in parts if not p[0].below or plan.lift is None], rows, columns, plan.reduce
+    )
     if plan.lift is not None:
-        below = _sum(job, [p for p in parts if p[0].below], rows, columns, "full")
+        below = _sum(assembly, [p for p in parts if p[0].below], rows, columns, "full")
         lifted = None if below is None else _lifted(below, plan.lift, n1, n2, plan.reduce)
         whole = lifted if whole is None else whole if lifted is None else whole + lifted
     assert whole is not None
-    if job.scale != 1.0:
-        whole = whole.mul_(job.scale)
+    if assembly.scale != 1.0:
+        whole = whole.mul_(assembly.scale)
     return whole.view(n1, whole.shape[0] // n1, n2, whole.shape[1] // n2) if plan.reduce == "full" else whole
 
 
 def _sum(
-    job: Job, parts: list[tuple[Part, Part]], rows: slice, columns: slice, reduce: Reduce
+    assembly: Assembly, parts: list[tuple[Part, Part]], rows: slice, columns: slice, reduce: Reduce
 ) -> Tensor | None:
     """The sum of what the factors give; None for none."""
     if not parts:
         return None
     n1, n2 = rows.stop - rows.start, columns.stop - columns.start
     left, right = parts[0][0].factor.directions, parts[0][1].factor.directions
-    block = job.plan.directions.new_zeros(block_shape(reduce, n1, n2, left, right))
+    block = assembly.plan.directions.new_zeros(block_shape(reduce, n1, n2, left, right))
     for one, other in parts:
         one.factor.add(block, other.factor, rows, columns, reduce)
     return block

@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from regimes.core.batch import Inputs, count, take, transform
-from regimes.core.derivative import balanced, bind
-from regimes.core.derivative import gradients as plain_gradients
+from regimes.core.derivative import balanced, bind, gradients
 from regimes.core.jacobian import are_rows
 from regimes.measure.kernel.network import Network, Pass
-from regimes.measure.kernel.rule import Rule, gradients
+from regimes.measure.kernel.rule import Rule, parameter_gradients
 from regimes.measure.kernel.site import IrregularError, Site
 
 __all__ = ["Watch", "check_alone", "check_mapped"]
@@ -104,7 +103,7 @@ def check_mapped(
     rows = {name: value.new_zeros(count(x), 1, *value.shape) for name, value in zeros.items()}
     for rule, back in zip(rules.values(), backs, strict=True):
         if back is not None:
-            for name, each in gradients(rule, back, names, run.leaves):
+            for name, each in parameter_gradients(rule, back, names, run.leaves):
                 rows[name] += each.reshape(rows[name].shape)
 
     def pull(weights: Tensor) -> dict[str, Tensor]:
@@ -112,7 +111,7 @@ def check_mapped(
         wanted = {name: leaves[name] for name in rows}
         with torch.enable_grad(), bind(network.module, leaves):
             outputs = network.outputs(transform(x, Tensor.clone))
-            return dict(zip(wanted, plain_gradients(outputs, wanted, weights * direction), strict=True))
+            return dict(zip(wanted, gradients(outputs, wanted, weights * direction), strict=True))
 
     if not are_rows(rows, pull):
         raise IrregularError("derived for all samples at once, the rows are others")

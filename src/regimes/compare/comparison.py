@@ -1,4 +1,4 @@
-"""What a comparison says: a table with intervals, paired differences, and the answer by a rule."""
+"""What a comparison says: a table with intervals, paired differences, and the answer by a criterion."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Literal
 
 import pandas as pd
 
-from regimes.compare.score import Model, Run, apart, models_of, needed, single
+from regimes.compare.score import Model, Trial, apart, models_of, needed, single
 from regimes.core.estimate import Estimate
 from regimes.core.loss import LOSSES
 
-__all__ = ["Answer", "Comparison", "Rule", "judge"]
+__all__ = ["Answer", "Comparison", "Criterion", "conclude"]
 
 Answer = Literal["yes", "no", "open"]
 
@@ -25,7 +25,7 @@ _COLUMNS = 110
 
 
 @dataclass(frozen=True)
-class Rule:
+class Criterion:
     """How it is decided.
 
     Attributes:
@@ -56,7 +56,7 @@ class Comparison:
             ``_low`` and ``_high``; for linear models their ``answer``.
         answer: "yes", "no" or "open".
         sentence: the answer in words.
-        margin, level: of the rule.
+        margin, level: of the criterion.
         samples: held-out samples.
         seeds: how many were trained.
         lr: the learning rate of the first step.
@@ -97,48 +97,48 @@ class Comparison:
         return f"{shown.to_string()}\n\n{lost.to_string()}\n\n{covers}\n\n{said}"
 
 
-def judge(runs: Sequence[Run], rule: Rule, lr: float, varies: Sequence[str]) -> Comparison:
+def conclude(trials: Sequence[Trial], criterion: Criterion, lr: float, varies: Sequence[str]) -> Comparison:
     """Score the models on the held-out samples, and decide; ``varies`` is what differs between seeds."""
-    models = models_of(runs)
+    models = models_of(trials)
     network = models[NETWORK]
     linear = [name for name in models if name not in (NETWORK, *BASELINES)]
     # All intervals of linear models hold together at this level (Bonferroni), so the best may be picked.
-    joint = 1 - (1 - rule.level) / max(len(linear), 1)
+    joint = 1 - (1 - criterion.level) / max(len(linear), 1)
     errors: dict[str, Estimate | None] = {}
     rows = []
     for name, model in models.items():
         if name == NETWORK:
             continue
-        level = joint if name in linear else rule.level
+        level = joint if name in linear else criterion.level
         errors[name] = apart(model, network, "error", level)
         loss = apart(model, network, "loss", level)
         rows.append({"model": name, **_ends("error", errors[name]), **_ends("loss", loss)})
-    stop = _no_yardstick(rule, models, errors)
+    stop = _no_yardstick(criterion, models, errors)
     answers: dict[str, Answer] = {
-        name: "open" if stop or found is None else rule.answer(found)
+        name: "open" if stop or found is None else criterion.answer(found)
         for name, found in errors.items()
         if name in linear
     }
-    answer, sentence = ("open", stop) if stop else _decide(rule, models, errors, answers, joint)
-    if network.late > rule.margin:
+    answer, sentence = ("open", stop) if stop else _decide(criterion, models, errors, answers, joint)
+    if network.late > criterion.margin:
         sentence += (
             f" Mind that the network was still learning: its training error fell by {_number(network.late)} in the "
             "last quarter of the epochs; train longer."
         )
-    table = pd.DataFrame([_row(model, rule.level) for model in models.values()])
+    table = pd.DataFrame([_row(model, criterion.level) for model in models.values()])
     difference = pd.DataFrame(rows).assign(answer=[answers.get(str(row["model"]), "") for row in rows])
-    samples = len(runs[0].task.test)
+    samples = len(trials[0].problem.test)
     return Comparison(
         table.set_index("model"),
         difference.set_index("model"),
         answer,
         sentence,
-        rule.margin,
-        rule.level,
+        criterion.margin,
+        criterion.level,
         samples,
-        len(runs),
+        len(trials),
         lr,
-        _covers(runs, models, varies, samples),
+        _covers(trials, models, varies, samples),
     )
 
 
@@ -161,7 +161,9 @@ def _ends(name: str, found: Estimate | None) -> dict[str, object]:
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def _no_yardstick(rule: Rule, models: Mapping[str, Model], errors: Mapping[str, Estimate | None]) -> str:
+def _no_yardstick(
+    criterion: Criterion, models: Mapping[str, Model], errors: Mapping[str, Estimate | None]
+) -> str:
     """Why nothing can be said: no network or linearisation to compare, or a network that did not learn; else ""."""
     for name in (NETWORK, LINEAR):
         if models[name].error is None:
@@ -171,13 +173,13 @@ def _no_yardstick(rule: Rule, models: Mapping[str, Model], errors: Mapping[str, 
             )
     for name in BASELINES:
         gain = errors[name]
-        if gain is None or not gain.low > rule.margin:
+        if gain is None or not gain.low > criterion.margin:
             said = (
                 "nothing to compare"
                 if gain is None
                 else (
-                    f"{name} - network is {_number(gain.value)} ({100 * rule.level:g} %: {_number(gain.low)} to "
-                    f"{_number(gain.high)}), not clearly above the margin of {rule.margin:g}"
+                    f"{name} - network is {_number(gain.value)} ({100 * criterion.level:g} %: {_number(gain.low)} to "
+                    f"{_number(gain.high)}), not clearly above the margin of {criterion.margin:g}"
                 )
             )
             what = "its start" if name == "start" else "a constant answer"
@@ -189,7 +191,7 @@ def _no_yardstick(rule: Rule, models: Mapping[str, Model], errors: Mapping[str, 
 
 
 def _decide(
-    rule: Rule,
+    criterion: Criterion,
     models: Mapping[str, Model],
     errors: Mapping[str, Estimate | None],
     answers: Mapping[str, Answer],
@@ -199,7 +201,7 @@ def _decide(
     known = {name: found for name in answers if (found := errors[name]) is not None}
     left = [f"{name} ({models[name].status})" for name in answers if name not in known]
     aside = f" Without a result: {', '.join(left)}." if left else ""
-    level = f"{100 * rule.level:g} %"
+    level = f"{100 * criterion.level:g} %"
 
     def said(name: str, here: Estimate) -> str:
         return (
@@ -209,29 +211,31 @@ def _decide(
 
     best = min(known, key=lambda name: known[name].high)
     if answers[best] == "yes":
-        does = f"A linear model would do: {said(best, known[best])}; all below the margin of {rule.margin:g}."
+        does = f"A linear model would do: {said(best, known[best])}; all below the margin of {criterion.margin:g}."
         return "yes", does + aside
     unsure = [name for name in known if answers[name] == "open"]
     if not unsure:
-        over = f"at best, {said(best, known[best])}; all above the margin of {rule.margin:g}."
+        over = f"at best, {said(best, known[best])}; all above the margin of {criterion.margin:g}."
         if left:
             return "open", f"Cannot tell: {over} But a linear model is missing.{aside}"
         return "no", f"A linear model would not do: {over}"
     near = min(unsure, key=lambda name: known[name].high)
-    more = needed(models[near], models[NETWORK], known[near], rule.margin, joint)
-    within = f"Cannot tell: {said(near, known[near])}, and the margin of {rule.margin:g} lies within; {more}."
+    more = needed(models[near], models[NETWORK], known[near], criterion.margin, joint)
+    within = (
+        f"Cannot tell: {said(near, known[near])}, and the margin of {criterion.margin:g} lies within; {more}."
+    )
     return "open", within + aside
 
 
-def _covers(runs: Sequence[Run], models: Mapping[str, Model], varies: Sequence[str], samples: int) -> str:
+def _covers(trials: Sequence[Trial], models: Mapping[str, Model], varies: Sequence[str], samples: int) -> str:
     """What the intervals hold for, what it cost, and what the rows of the kernel are."""
     seconds = sum(model.seconds for model in models.values())
-    if len(runs) > 1:
-        said = f"Intervals are for new held-out samples ({samples}) and new seeds ({len(runs)}: {', '.join(varies)})"
+    if len(trials) > 1:
+        said = f"Intervals are for new held-out samples ({samples}) and new seeds ({len(trials)}: {', '.join(varies)})"
     else:
         why = "one seed" if varies else "nothing depends on the seed"
         said = f"Intervals are for new held-out samples ({samples}) alone: {why}"
-    kind = type(runs[0].task.loss)
+    kind = type(trials[0].problem.loss)
     loss = next((name for name, known in LOSSES.items() if type(known) is kind), kind.__name__)
     rows = {
         "kernel, same time": f"gradient flow of the {loss} loss for the time of the steps",

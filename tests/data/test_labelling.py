@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from regimes.core.error import UserError
-from regimes.data.task import Task, balanced_prefix, interleave, select, targets
+from regimes.data.labelling import Labelling, balanced_prefix, interleave, select, targets
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six")
 LABELS = arrays(np.uint8, st.integers(0, 60), elements=st.integers(0, 6))
@@ -80,7 +80,7 @@ def test_a_pair_gives_minus_one_to_the_first() -> None:
         ([6, "five"], (6, 5)),
     ],
 )
-def test_select(task: Task, pair: tuple[int, int] | None) -> None:
+def test_select(task: Labelling, pair: tuple[int, int] | None) -> None:
     assert select(task, CLASSES) == pair
 
 
@@ -98,6 +98,6 @@ def test_select(task: Task, pair: tuple[int, int] | None) -> None:
         (("thre", 2), r"`task`: 'thre' is no class .*; did you mean 'three'\?"),
     ],
 )
-def test_a_bad_task_is_named(task: Task, message: str) -> None:
+def test_a_bad_task_is_named(task: Labelling, message: str) -> None:
     with pytest.raises(UserError, match=message):
         select(task, CLASSES)

@@ -9,12 +9,13 @@ import numpy as np
 
 from regimes.core.error import UserError, nearest
 
-__all__ = ["Task", "balanced_prefix", "interleave", "select", "targets"]
+__all__ = ["Labelling", "balanced_prefix", "interleave", "select", "targets"]
 
-Task = str | Sequence[int | str]
+Labelling = str | Sequence[int | str]
+"""``"classes"``, ``"parity"``, or two classes, each by its index or by its name."""
 
 
-def select(task: Task, classes: Sequence[str]) -> tuple[int, int] | None:
+def select(task: Labelling, classes: Sequence[str]) -> tuple[int, int] | None:
     """The two classes of a binary pair as indices, or ``None`` for the tasks that use every class.
 
     Args:
@@ -58,7 +59,7 @@ def class_index(value: int | str, classes: Sequence[str]) -> int:
     return index
 
 
-def targets(labels: np.ndarray, task: Task, pair: tuple[int, int] | None) -> np.ndarray:
+def targets(labels: np.ndarray, task: Labelling, pair: tuple[int, int] | None) -> np.ndarray:
     r"""The targets of points with these labels.
 
     ``"parity"``: :math:`y = 2 (\text{label} \bmod 2) - 1`; a pair :math:`(a, b)`: -1 for a and +1 for b, both

@@ -20,9 +20,9 @@ from regimes.core.loss import Loss, Squared
 __all__ = [
     "Columns",
     "Fit",
-    "Part",
+    "Problem",
+    "Samples",
     "Scores",
-    "Task",
     "answers",
     "attempt",
     "losses",
@@ -49,7 +49,7 @@ class Columns(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Samples:
     """Samples with targets: (n,) class indices or floats, or (n, c) floats."""
 
     x: Inputs
@@ -58,9 +58,9 @@ class Part:
     def __len__(self) -> int:
         return len(self.y)
 
-    def take(self, index: Tensor) -> Part:
+    def take(self, index: Tensor) -> Samples:
         """Some of them."""
-        return Part(take(self.x, index), self.y[index])
+        return Samples(take(self.x, index), self.y[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class Problem:
     """What is learnt.
 
     Attributes:
@@ -85,9 +85,9 @@ class Task:
     """
 
     network: nn.Module
-    train: Part
-    test: Part
-    valid: Part | None
+    train: Samples
+    test: Samples
+    valid: Samples | None
     loss: Loss
     unit: float | None
     outputs: int

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from regimes import compare, models
-from regimes.compare.score import Run
-from regimes.compare.task import Fit, Part, Task
-from regimes.compare.verdict import Rule, judge
+from regimes.compare.comparison import Criterion, conclude
+from regimes.compare.problem import Fit, Problem, Samples
+from regimes.compare.score import Trial
 from regimes.core.loss import squared
 
 N, TRIALS = 400, 40
-RULE = Rule(0.05, 0.95)
+CRITERION = Criterion(0.05, 0.95)
 
 
-def task() -> Task:
+def problem() -> Problem:
     """Two classes, -1 and +1, that are told apart by their sign."""
     y = torch.ones(N, dtype=torch.float64)
-    part = Part(y[:, None], y)
-    return Task(nn.Identity(), part, part, None, squared, None, 1)
+    part = Samples(y[:, None], y)
+    return Problem(nn.Identity(), part, part, None, squared, None, 1)
 
 
 def outputs(wrong: np.ndarray) -> Tensor:
@@ -36,15 +36,15 @@ def simulated(
 ) -> compare.Comparison:
     """Models of these true errors, which differ between seeds by ``spread``; half of the samples are hard for all."""
     shared, common = rng.uniform(size=N), rng.uniform(size=N) < 0.5
-    runs = []
+    trials = []
     for _ in range(seeds):
         fits = []
         for name, error in errors.items():
             level = np.clip(error + spread * rng.normal(), 0, 1)
             wrong = np.where(common, shared, rng.uniform(size=N)) < level
             fits.append(Fit(name, "finished", 0.0, 1.0, outputs(wrong), outputs(wrong)))
-        runs.append(Run(task(), tuple(fits)))
-    return judge(runs, RULE, 0.1, ("batches",))
+        trials.append(Trial(problem(), tuple(fits)))
+    return conclude(trials, CRITERION, 0.1, ("batches",))
 
 
 # name: errors of baselines, network and linear models; the answers that are wrong.
@@ -71,7 +71,7 @@ def test_wrong_answers_are_rare(truth: str, seeds: int) -> None:
     }
     rng = np.random.default_rng(0)
     said = [simulated(rng, errors, seeds, 0.0 if seeds == 1 else 0.02).answer for _ in range(TRIALS)]
-    assert sum(answer in wrong for answer in said) / TRIALS <= 1 - RULE.level + 0.03
+    assert sum(answer in wrong for answer in said) / TRIALS <= 1 - CRITERION.level + 0.03
 
 
 def known(**changed: Fit) -> compare.Comparison:
@@ -81,8 +81,8 @@ def known(**changed: Fit) -> compare.Comparison:
     fits |= {
         name: Fit(name, "finished", 0.0, 1.0, right, right) for name in ("network", "linearisation", "kernel")
     }
-    runs = [Run(task(), tuple((fits | changed).values())), Run(task(), tuple(fits.values()))]
-    return judge(runs, RULE, 0.1, ("batches",))
+    trials = [Trial(problem(), tuple((fits | changed).values())), Trial(problem(), tuple(fits.values()))]
+    return conclude(trials, CRITERION, 0.1, ("batches",))
 
 
 def test_a_model_without_a_result_decides_nothing() -> None:
@@ -98,8 +98,8 @@ def test_a_model_without_a_result_decides_nothing() -> None:
     )
     bad = outputs(np.ones(N))
     worse = Fit("linearisation", "finished", 0.0, 1.0, bad, bad)
-    runs = known(linearisation=worse, kernel=Fit("kernel", "not converged", 0.0))
-    assert runs.answer == "open"
+    found = known(linearisation=worse, kernel=Fit("kernel", "not converged", 0.0))
+    assert found.answer == "open"
 
 
 def test_outputs_that_are_not_finite_are_no_result() -> None:
@@ -142,12 +142,12 @@ def test_the_numbers_of_the_constant_answer_are_those_of_the_targets() -> None:
     from regimes.compare.fit import constant
 
     y = torch.tensor([2, 0, 2, 1])
-    part = Part(torch.zeros(4, 1), y)
-    squares = Task(nn.Identity(), part, part, None, squared, None, 3)
+    part = Samples(torch.zeros(4, 1), y)
+    squares = Problem(nn.Identity(), part, part, None, squared, None, 3)
     assert constant(squares).checked().test is not None
     scores = squares.score(constant(squares).test, y)  # pyright: ignore[reportArgumentType]
     assert scores.error.tolist() == [0, 1, 0, 1]
-    real = Part(torch.zeros(4, 1), torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    real = Samples(torch.zeros(4, 1), torch.tensor([1.0, 2.0, 3.0, 6.0]))
     numbers = replace(squares, train=real, test=real, unit=1.0, outputs=1)
     test = constant(numbers).test
     assert test is not None and test.flatten().tolist() == [3.0] * 4
