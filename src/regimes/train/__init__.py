@@ -1,10 +1,11 @@
 """How parameters move: each engine gives an iterable of states; ``kernel`` moves a function without parameters."""
 
 from regimes.train.descent import Descent, descent
-from regimes.train.flow import Flow, Tolerance, flow
+from regimes.train.flow import Flow, flow
 from regimes.train.kernel import kernel
 from regimes.train.path import KernelPath, KernelState
 from regimes.train.runge_kutta import RungeKutta, runge_kutta
+from regimes.train.step import Tolerance
 
 __all__ = [
     "Descent",

@@ -24,7 +24,7 @@ Rate = Callable[[int], float]
 
 
 @dataclass(frozen=True)
-class _Rule:
+class DescentSettings:
     """The settings of a descent."""
 
     lr: tuple[Rate, ...]  # one for all members, or one each
@@ -38,7 +38,7 @@ class _Rule:
 
 
 @dataclass(frozen=True)
-class _Front(Front):
+class DescentFront(Front):
     """Where the members that still run are: one row each; the step is that of all."""
 
     w: Tensor  # (m, total)
@@ -47,32 +47,32 @@ class _Front(Front):
     time: Tensor  # (m,) float64
     step: int = 0
 
-    def rows(self, index: Tensor) -> _Front:
+    def rows(self, index: Tensor) -> DescentFront:
         """The members of these rows."""
         picked = {name: getattr(self, name)[index] for name in ("members", "w", "v", "time")}
         return replace(self, **picked)
 
 
-class Descent(Engine[_Front, _Rule]):
+class Descent(Engine[DescentFront, DescentSettings]):
     """A descent under way: iterate over it for its states; see :func:`descent`."""
 
     def _method(self) -> dict[str, Any]:
-        """All of the rule but its length; a learning rate that is a function shows in the times only."""
-        rule = self.rule
+        """All settings but the length; a learning rate that is a function shows in the times only."""
+        settings = self.settings
         named = {
-            "momentum": rule.momentum,
-            "batch_size": rule.batch,
-            "seed": rule.seed,
-            "margin": rule.margin,
+            "momentum": settings.momentum,
+            "batch_size": settings.batch,
+            "seed": settings.seed,
+            "margin": settings.margin,
         }
-        if not all(isinstance(lr, partial) and lr.func is _constant for lr in rule.lr):
+        if not all(isinstance(lr, partial) and lr.func is _constant for lr in settings.lr):
             return named
-        rates = [lr(0) for lr in rule.lr]
+        rates = [lr(0) for lr in settings.lr]
         return named | {"lr": rates if len(set(rates)) > 1 else rates[0]}
 
     def _rates(self, step: int) -> list[float]:
         """The learning rate of every member at a step."""
-        rates = [_finite_rate(lr(step)) for lr in self.rule.lr]
+        rates = [_finite_rate(lr(step)) for lr in self.settings.lr]
         return rates * (len(self._origin) // len(rates))
 
     def _read(self, front: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -82,35 +82,35 @@ class Descent(Engine[_Front, _Rule]):
 
     def _check_front(self, front: Mapping[str, Any]) -> None:
         """The velocity, the sum of the rates so far, and the order of the samples in this epoch."""
-        rule, step = self.rule, front["step"]
-        if bool(front["v"].numel()) != bool(rule.momentum) and len(front["members"]):
+        settings, step = self.settings, front["step"]
+        if bool(front["v"].numel()) != bool(settings.momentum) and len(front["members"]):
             came = "no velocity" if not front["v"].numel() else "a velocity"
             raise UserError(
-                f"`momentum`: got {rule.momentum}, but the saved run has {came}; give the engine the same"
+                f"`momentum`: got {settings.momentum}, but the saved run has {came}; give the engine the same"
             )
         times = [sum(rates) for rates in zip(*map(self._rates, range(step)), strict=True)]
         for member, then in zip(front["members"].tolist(), front["time"].tolist(), strict=True):
             came = times[member] if step else 0.0
             if not math.isclose(came, then, rel_tol=1e-9):
-                label = f"`lr` of member {member}" if len(rule.lr) > 1 else "`lr`"
+                label = f"`lr` of member {member}" if len(settings.lr) > 1 else "`lr`"
                 raise UserError(
                     f"{label}: its first {step} rates sum to {came}, expected {then}, as in the saved run; only "
                     "the rates of the steps to come may differ"
                 )
         seen = torch.zeros(0, dtype=torch.int64)
-        if step and rule.batch < rule.samples:
-            seen = order(rule.seed, (step - 1) // rule.epoch, rule.samples)
+        if step and settings.batch < settings.samples:
+            seen = order(settings.seed, (step - 1) // settings.epoch, settings.samples)
         if not torch.equal(front["order"].cpu(), seen):
             raise UserError(
-                f"`seed`, `batch_size`: got {rule.seed} and {rule.batch}, expected those of the saved run, which saw "
-                f"the {rule.samples} samples in another order"
+                f"`seed`, `batch_size`: got {settings.seed} and {settings.batch}, expected those of the saved run, "
+                f"which saw the {settings.samples} samples in another order"
             )
 
     def _advance(self) -> None:
-        """Look at the whole training set where the rule asks for it, then compute a step of each member."""
-        step, rule = self._front.step, self.rule
-        last = step >= rule.steps or self._late
-        if last or (rule.margin and step % rule.epoch == 0):
+        """Look at the whole training set where the settings ask for it, then compute a step of each member."""
+        step, settings = self._front.step, self.settings
+        last = step >= settings.steps or self._late
+        if last or (settings.margin and step % settings.epoch == 0):
             self._judge(last)
         if self.running:
             self._step()
@@ -122,8 +122,8 @@ class Descent(Engine[_Front, _Rule]):
         outputs = self.program.outputs(front.w, front.members, x, offsets)
         loss = self.program.losses(outputs, y)
         done = self.program.fits(outputs, y).all(1)
-        if not self.rule.margin:
-            done = torch.full_like(done, front.step >= self.rule.steps)
+        if not self.settings.margin:
+            done = torch.full_like(done, front.step >= self.settings.steps)
         lost = ~torch.isfinite(loss)
         ended = done | lost | last
         for i, (member, time) in enumerate(zip(front.members.tolist(), front.time.tolist(), strict=True)):
@@ -134,12 +134,12 @@ class Descent(Engine[_Front, _Rule]):
 
     def _step(self) -> None:
         """Compute one step of every member, record it, and take it where it is finite."""
-        front, rule = self._front, self.rule
-        whole = rule.batch == rule.samples
-        if not whole and front.step % rule.epoch == 0:
-            front = replace(front, order=order(rule.seed, front.step // rule.epoch, rule.samples))
+        front, settings = self._front, self.settings
+        whole = settings.batch == settings.samples
+        if not whole and front.step % settings.epoch == 0:
+            front = replace(front, order=order(settings.seed, front.step // settings.epoch, settings.samples))
         outputs, loss, g = self._gradient(front)
-        v = front.v * rule.momentum + g if front.v.numel() else g
+        v = front.v * settings.momentum + g if front.v.numel() else g
         lr = torch.tensor(self._rates(front.step), dtype=torch.float64).to(front.time.device)[front.members]
         update = (v if self.program.rates is None else v * self.program.rates) * -lr.to(v)[:, None]
         w = front.w + update
@@ -155,12 +155,12 @@ class Descent(Engine[_Front, _Rule]):
         )
         self._front = front if bool(kept.all()) else front.rows(kept.nonzero()[:, 0])
 
-    def _gradient(self, front: _Front) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradient(self, front: DescentFront) -> tuple[Tensor, Tensor, Tensor]:
         """F, loss and gradient of the batch of this step."""
         index = None
         if len(front.order):
-            start = front.step % self.rule.epoch * self.rule.batch
-            index = front.order[start : start + self.rule.batch].to(self.program.device)
+            start = front.step % self.settings.epoch * self.settings.batch
+            index = front.order[start : start + self.settings.batch].to(self.program.device)
         return self.program.gradient(front.w, front.members, *self._data(front.members, index))
 
 
@@ -247,15 +247,15 @@ def descent(
     program, x, y = prepare(modules, inputs, targets, loss, dtype, default=None)
     start = program.start()
     schedules = _schedules(lr, len(start))
-    rule = _rule(schedules, momentum, batch_size, epochs, steps, margin, seed, y.shape[-1])
-    front = _Front(
+    settings = _checked_settings(schedules, momentum, batch_size, epochs, steps, margin, seed, y.shape[-1])
+    front = DescentFront(
         members=torch.arange(len(start), device=program.device),
         w=start,
-        v=torch.zeros_like(start) if rule.momentum else start[:, :0],
+        v=torch.zeros_like(start) if settings.momentum else start[:, :0],
         order=torch.zeros(0, dtype=torch.int64),
         time=torch.zeros(len(start), dtype=torch.float64, device=program.device),
     )
-    return Descent(program, x, y, rule, max_seconds, front, start, program.offsets(x))
+    return Descent(program, x, y, settings, max_seconds, front, start, program.offsets(x))
 
 
 def _schedules(lr: float | Rate | Sequence[float | Rate], members: int) -> tuple[Rate, ...]:
@@ -268,7 +268,7 @@ def _schedules(lr: float | Rate | Sequence[float | Rate], members: int) -> tuple
     return tuple(each if callable(each) else partial(_constant, _finite_rate(each)) for each in every)
 
 
-def _rule(
+def _checked_settings(
     lr: tuple[Rate, ...],
     momentum: float,
     batch_size: int | None,
@@ -277,7 +277,7 @@ def _rule(
     margin: bool,
     seed: int,
     samples: int,
-) -> _Rule:
+) -> DescentSettings:
     """The settings, checked."""
     if (epochs is None) == (steps is None):
         raise UserError(f"`epochs`, `steps`: got {epochs} and {steps}, expected one of the two")
@@ -290,4 +290,4 @@ def _rule(
     batch = min(batch_size or samples, samples)
     epoch = -(-samples // batch)
     total = steps if steps is not None else (epochs or 0) * epoch
-    return _Rule(lr, momentum, samples, batch, epoch, total, seed, margin)
+    return DescentSettings(lr, momentum, samples, batch, epoch, total, seed, margin)

@@ -33,16 +33,16 @@ class Front(ABC):
 
 
 AFront = TypeVar("AFront", bound=Front)
-ARule = TypeVar("ARule")
+ASettings = TypeVar("ASettings")
 
 
-class Engine(ABC, Generic[AFront, ARule]):
+class Engine(ABC, Generic[AFront, ASettings]):
     """Training under way: iterate over it for its states.
 
     Args:
         program: the members.
         inputs, targets: the training set, on the device of the program: of all members, or of each, members in front.
-        rule: the settings of the method, a value.
+        settings: of the method, a value.
         max_seconds: wall-clock of all iterations together.
         front: where the members are.
         origin: their parameters at the start, (members, stride).
@@ -54,7 +54,7 @@ class Engine(ABC, Generic[AFront, ARule]):
         program: Program,
         inputs: Tensor,
         targets: Tensor,
-        rule: ARule,
+        settings: ASettings,
         max_seconds: float,
         front: AFront,
         origin: Tensor,
@@ -63,7 +63,7 @@ class Engine(ABC, Generic[AFront, ARule]):
         if max_seconds < 0:
             raise UserError(f"`max_seconds`: got {max_seconds}, expected 0 or more")
         self.program, self.inputs, self.targets = program, inputs, targets
-        self.rule, self.max_seconds = rule, max_seconds
+        self.settings, self.max_seconds = settings, max_seconds
         self._front, self._origin, self._offsets = front, origin, offsets
         self._pending: deque[State] = deque()
         self._seconds = 0.0
@@ -74,7 +74,7 @@ class Engine(ABC, Generic[AFront, ARule]):
 
     @abstractmethod
     def _method(self) -> dict[str, Any]:
-        """The settings of the rule that decide where a run goes, by the names of their arguments."""
+        """The settings of the method that decide where a run goes, by the names of their arguments."""
 
     @abstractmethod
     def _read(self, front: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -82,10 +82,11 @@ class Engine(ABC, Generic[AFront, ARule]):
 
     @abstractmethod
     def _check_front(self, front: Mapping[str, Any]) -> None:
-        """Raise if the rule does not lead to where a saved run is; its tensors are on any device."""
+        """Raise if the settings do not lead to where a saved run is; its tensors are on any device."""
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
+        """What a saved run and the one that goes on with it must share."""
         return settings_of(self.program, self.inputs, self.targets) | self._method()
 
     def __iter__(self) -> Iterator[State]:
@@ -169,7 +170,7 @@ class Engine(ABC, Generic[AFront, ARule]):
             "origin": self._origin.clone(),
             "pending": pending,
             "seconds": self._seconds,
-            "settings": dict(self._settings),
+            "settings": dict(self._identity),
             "function": function_of(self.program, self._origin, self.inputs, self._offsets),
         }
 
@@ -184,7 +185,7 @@ class Engine(ABC, Generic[AFront, ARule]):
         """
         check_keys(saved, {"front", "origin", "pending", "seconds"}, {f.name for f in fields(self._front)})
         if len(saved["origin"]) == len(self._origin):
-            check_settings(saved.get("settings", {}), self._settings)
+            check_settings(saved.get("settings", {}), self._identity)
         if saved["origin"].shape != self._origin.shape:
             came, here = tuple(saved["origin"].shape), tuple(self._origin.shape)
             raise UserError(

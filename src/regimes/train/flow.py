@@ -16,40 +16,13 @@ from regimes.core.loss import Loss, soft_hinge
 from regimes.train.engine import Engine, Front
 from regimes.train.prepare import Given, prepare
 from regimes.train.saved import in_words
+from regimes.train.step import Tolerance, attempt, is_lost, turn
 
-__all__ = ["Flow", "Tolerance", "flow"]
-
-# So many rejected steps in a row divide dt by 10^30: no step is small enough, the run has diverged.
-_REJECTIONS = 30
-
-
-@checked
-@dataclass(frozen=True)
-class Tolerance:
-    r"""How far one step may change things (Geiger et al. 2020, constants of the authors' code).
-
-    Attributes:
-        gradient: on :math:`\|g - g'\|^2 / (\|g\| \|g'\|)` over one step.
-        output: on :math:`\max |F - F'|` over one step.
-        grow: the factor on dt after a step that used less than half of both.
-        shrink: the divisor of dt after a step that is taken back.
-    """
-
-    gradient: float = 1e-4
-    output: float = 0.1
-    grow: float = 1.1
-    shrink: float = 10.0
-
-    def __post_init__(self) -> None:
-        for name, least in (("gradient", 0.0), ("output", 0.0), ("grow", 1.0), ("shrink", 1.0)):
-            if not getattr(self, name) > least:
-                raise UserError(f"`{name}`: got {getattr(self, name)}, expected a number above {least:g}")
-            if least and not math.isfinite(getattr(self, name)):  # dt would be infinite, or 0 for ever
-                raise UserError(f"`{name}`: got {getattr(self, name)}, expected a finite factor")
+__all__ = ["Flow", "flow"]
 
 
 @dataclass(frozen=True)
-class _Front(Front):
+class FlowFront(Front):
     """Where the members that still run are: one row each."""
 
     w: Tensor  # (m, total)
@@ -64,13 +37,13 @@ class _Front(Front):
     step: Tensor
     rejected: Tensor
 
-    def rows(self, index: Tensor) -> _Front:
+    def rows(self, index: Tensor) -> FlowFront:
         """The members of these rows."""
-        return _Front(*(getattr(self, f.name)[index] for f in fields(self)))
+        return FlowFront(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 @dataclass(frozen=True)
-class _Rule:
+class FlowSettings:
     """The settings of a flow."""
 
     tolerance: Tolerance
@@ -79,12 +52,12 @@ class _Rule:
     roots: Tensor | None  # square roots of the rates of the law of width
 
 
-class Flow(Engine[_Front, _Rule]):
+class Flow(Engine[FlowFront, FlowSettings]):
     """A gradient flow under way: iterate over it for its states; see :func:`flow`."""
 
     def _method(self) -> dict[str, Any]:
         """The tolerance; every tau is in the front."""
-        return {"tolerance": in_words(self.rule.tolerance)}
+        return {"tolerance": in_words(self.settings.tolerance)}
 
     def _read(self, front: Mapping[str, Any]) -> Mapping[str, Any]:
         """As it is."""
@@ -94,7 +67,7 @@ class Flow(Engine[_Front, _Rule]):
         """The momentum time of each member that still runs."""
         members = front["members"].tolist()
         for member, then, now in zip(
-            members, front["tau"].tolist(), self.rule.taus[members].tolist(), strict=True
+            members, front["tau"].tolist(), self.settings.taus[members].tolist(), strict=True
         ):
             if then != now:
                 raise UserError(
@@ -102,9 +75,9 @@ class Flow(Engine[_Front, _Rule]):
                     "same, or start a run of its own"
                 )
 
-    def _velocity(self, front: _Front) -> Tensor:
+    def _velocity(self, front: FlowFront) -> Tensor:
         r"""grad L, or with momentum :math:`-v`, where v <- e v - (1 - e) grad L and e = exp(-dt / tau)."""
-        g = front.g if self.rule.roots is None else front.g * self.rule.roots
+        g = front.g if self.settings.roots is None else front.g * self.settings.roots
         if not front.u.numel():
             return g
         e = torch.exp(-front.dt / front.tau).to(g)[:, None]
@@ -116,15 +89,19 @@ class Flow(Engine[_Front, _Rule]):
         u = self._velocity(old)
         w = torch.addcmul(old.w, old.dt.to(old.w)[:, None], u, value=-1)
         outputs, loss, g = self.program.gradient(w, old.members, *self._data(old.members))
-        g = g if self.rule.roots is None else g * self.rule.roots
+        g = g if self.settings.roots is None else g * self.settings.roots
         size = _norms(g)
-        turn = _turn(old.g, g, old.size, size)
-        move = (outputs - old.outputs).abs().flatten(1).amax(1)
-        turn, move = turn.double(), move.double()
-        limit = self.rule.tolerance
-        ok = (turn < limit.gradient) & (move < limit.output) & torch.isfinite(loss) & torch.isfinite(turn)
-        easy = ok & (turn < limit.gradient / 2) & (move < limit.output / 2)
-        new = _Front(
+        inner = torch.stack([torch.dot(a, b) for a, b in zip(old.g, g, strict=True)])
+        tried = attempt(
+            self.settings.tolerance,
+            old.dt,
+            old.rejected,
+            turned=turn(old.size, size, inner).double(),
+            moved=(outputs - old.outputs).abs().flatten(1).amax(1).double(),
+            finite=torch.isfinite(loss),
+        )
+        ok = tried.kept
+        new = FlowFront(
             members=old.members,
             w=_choose(ok, w, old.w),
             u=_choose(ok, u, old.u) if old.u.numel() else old.u,
@@ -132,19 +109,19 @@ class Flow(Engine[_Front, _Rule]):
             size=torch.where(ok, size, old.size),
             outputs=_choose(ok, outputs, old.outputs),
             loss=torch.where(ok, loss, old.loss),
-            dt=torch.where(easy, old.dt * limit.grow, torch.where(ok, old.dt, old.dt / limit.shrink)),
+            dt=tried.dt,
             time=torch.where(ok, old.time + old.dt, old.time),
             tau=old.tau,
             step=old.step + ok,
-            rejected=torch.where(ok, 0, old.rejected + 1),
+            rejected=tried.rejected,
         )
         self._settle(new, ok)
 
-    def _settle(self, new: _Front, ok: Tensor) -> None:
+    def _settle(self, new: FlowFront, ok: Tensor) -> None:
         """Record what was reached, and let the members that have ended go: the rest do not carry them."""
         fits = ok & self.program.fits(new.outputs, self._wanted(new.members)).all(1)
-        lost = (new.rejected >= _REJECTIONS) | ~torch.isfinite(new.loss)
-        spent = (new.step >= self.rule.max_steps) | self._late
+        lost = is_lost(new.rejected, new.loss)
+        spent = (new.step >= self.settings.max_steps) | self._late
         ended = fits | lost | spent
         columns = (new.members, new.step, new.time, new.loss, ok, fits, lost, spent)
         rows = zip(*(each.tolist() for each in columns), strict=True)
@@ -158,17 +135,6 @@ class Flow(Engine[_Front, _Rule]):
 def _norms(rows: Tensor) -> Tensor:
     """The norm of each row, as if alone: a joint reduction splits over threads by the size of the whole."""
     return torch.stack([torch.linalg.vector_norm(row) for row in rows])
-
-
-def _turn(a: Tensor, b: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
-    r"""||a - b||^2 / (||a|| ||b||), row by row: from one inner product, without a - b.
-
-    0 where a gradient vanishes, as that of the hinge does when its last sample is met. The cancellation
-    leaves an error of 1e-16 in what is compared with 1e-4.
-    """
-    inner = torch.stack([torch.dot(x, y) for x, y in zip(a, b, strict=True)])
-    turn = (size_a.square() + size_b.square() - 2 * inner) / (size_a * size_b)
-    return torch.where((size_a == 0) | (size_b == 0), 0.0, turn)
 
 
 def _choose(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
@@ -235,7 +201,7 @@ def flow(
     g = g if roots is None else g * roots
     taus = _taus(tau, len(start)).to(program.device)
     zero = torch.zeros_like(taus)
-    front = _Front(
+    front = FlowFront(
         members=everyone,
         w=start,
         u=torch.zeros_like(start) if bool((taus > 0).any()) else start[:, :0],
@@ -249,8 +215,8 @@ def flow(
         step=zero,
         rejected=zero,
     )
-    rule = _Rule(tolerance or Tolerance(), max_steps, taus, roots)
-    under_way = Flow(program, x, y, rule, max_seconds, front, start, offsets)
+    settings = FlowSettings(tolerance or Tolerance(), max_steps, taus, roots)
+    under_way = Flow(program, x, y, settings, max_seconds, front, start, offsets)
     under_way._settle(front, torch.ones_like(everyone, dtype=torch.bool))
     return under_way
 

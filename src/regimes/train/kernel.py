@@ -15,9 +15,9 @@ from torch import Tensor
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, Squared, squared
-from regimes.train.flow import Tolerance
-from regimes.train.gram import Dense, Gram, Operator
-from regimes.train.path import ClosedPath, FlowPath, KernelPath, Rule
+from regimes.train.frozen_kernel import FrozenKernel, KernelMatrix, KernelOperator
+from regimes.train.path import ClosedPath, FlowPath, KernelPath, PathSettings
+from regimes.train.step import Tolerance
 from regimes.train.target import as_start, as_targets, check_targets
 
 __all__ = ["kernel"]
@@ -90,33 +90,33 @@ def kernel(
         raise UserError(f"`loss`: got {loss!r}, expected a loss such as regimes.core.loss.squared")
     if not isinstance(tolerance, Tolerance | None):
         raise UserError(f"`tolerance`: got {tolerance!r}, expected a regimes.train.Tolerance")
-    gram = _gram(kernel, targets)
-    outputs = _outputs(gram, targets, start)
-    wanted = as_targets(targets, gram.samples, outputs, loss).to(gram.device)
-    zero = torch.zeros(gram.samples, outputs, dtype=torch.float64, device=gram.device)
-    origin = zero if start is None else zero + as_start(start, gram.samples, outputs).to(zero)
-    speed = 1 / (alpha**2 * gram.samples)
-    rule = Rule(loss, speed, ridge, tolerance or Tolerance(), max_steps, max_seconds)
-    return (ClosedPath if isinstance(loss, Squared) else FlowPath)(gram, wanted, rule, origin)
+    frozen = _frozen(kernel, targets)
+    outputs = _outputs(frozen, targets, start)
+    wanted = as_targets(targets, frozen.samples, outputs, loss).to(frozen.device)
+    zero = torch.zeros(frozen.samples, outputs, dtype=torch.float64, device=frozen.device)
+    origin = zero if start is None else zero + as_start(start, frozen.samples, outputs).to(zero)
+    speed = 1 / (alpha**2 * frozen.samples)
+    settings = PathSettings(loss, speed, ridge, tolerance or Tolerance(), max_steps, max_seconds)
+    return (ClosedPath if isinstance(loss, Squared) else FlowPath)(frozen, wanted, settings, origin)
 
 
-def _gram(kernel: Any, targets: Any) -> Gram:
+def _frozen(kernel: Any, targets: Any) -> FrozenKernel:
     """The kernel, checked."""
     if not isinstance(kernel, Tensor | LinearOperator):
         raise UserError(f"`kernel`: got {type(kernel).__name__}, expected a tensor or a scipy LinearOperator")
     check_targets(targets)
-    gram = Dense(kernel) if isinstance(kernel, Tensor) else Operator(kernel, len(targets))
-    if len(targets) != gram.samples:
+    frozen = KernelMatrix(kernel) if isinstance(kernel, Tensor) else KernelOperator(kernel, len(targets))
+    if len(targets) != frozen.samples:
         raise UserError(
-            f"`targets`: got {len(targets)}, expected one for each of {gram.samples} rows of `kernel`"
+            f"`targets`: got {len(targets)}, expected one for each of {frozen.samples} rows of `kernel`"
         )
-    return gram
+    return frozen
 
 
-def _outputs(gram: Gram, targets: Tensor, start: Any) -> int:
+def _outputs(frozen: FrozenKernel, targets: Tensor, start: Any) -> int:
     """c: that of the kernel, of F0, of the targets, or the largest class and one."""
-    if gram.outputs is not None:
-        return gram.outputs
+    if frozen.outputs is not None:
+        return frozen.outputs
     if isinstance(start, Tensor) and start.dim() == 2:
         return start.shape[1]
     if targets.dim() == 2:

@@ -19,14 +19,12 @@ from regimes.core.batch import check_finite
 from regimes.core.error import UserError
 from regimes.core.loss import Loss
 from regimes.core.state import Status
-from regimes.train.flow import Tolerance
-from regimes.train.gram import Dense, Gram, Spectrum
+from regimes.train.frozen_kernel import FrozenKernel, KernelMatrix, KernelSpectrum
+from regimes.train.step import Tolerance, attempt, is_lost, turn
 from regimes.train.target import as_start, as_targets, mean_loss
 
-__all__ = ["ClosedPath", "FlowPath", "KernelPath", "KernelState", "Rule"]
+__all__ = ["ClosedPath", "FlowPath", "KernelPath", "KernelState", "PathSettings"]
 
-# So many rejected steps in a row divide dt by 10^30: no step is small enough, the run has diverged.
-_REJECTIONS = 30
 # With a ridge no margin may ever be met: the flow ends where its gradient has all but vanished.
 _STATIONARY = 1e-6
 # The times of a closed form: each 1.1 times the last, from well before the fastest mode to well after the slowest.
@@ -95,7 +93,7 @@ class KernelState:
 
 
 @dataclass(frozen=True)
-class Rule:
+class PathSettings:
     """The settings of a path."""
 
     loss: Loss
@@ -109,8 +107,8 @@ class Rule:
 class KernelPath(ABC):
     """The training of a function from a frozen kernel, at all times; see :func:`kernel`."""
 
-    def __init__(self, gram: Gram, targets: Tensor, rule: Rule, start: Tensor) -> None:
-        self._gram, self._targets, self._rule, self._start = gram, targets, rule, start
+    def __init__(self, kernel: FrozenKernel, targets: Tensor, settings: PathSettings, start: Tensor) -> None:
+        self._kernel, self._targets, self._settings, self._start = kernel, targets, settings, start
 
     @abstractmethod
     def at(self, t: float) -> KernelState:
@@ -138,16 +136,18 @@ class KernelPath(ABC):
         """
         least, found = math.inf, self.at(0.0)
         found.check_cross(cross)
-        wanted = as_targets(targets, len(cross), self._start.shape[1], self._rule.loss).to(self._start.device)
+        wanted = as_targets(targets, len(cross), self._start.shape[1], self._settings.loss).to(
+            self._start.device
+        )
         for state in self:
-            value = mean_loss(self._rule.loss, state._on(cross, start), wanted)
+            value = mean_loss(self._settings.loss, state._on(cross, start), wanted)
             if value < least:
                 least, found = value, state
         return found
 
     def _state(self, time: float, step: int, status: Status, outputs: Tensor, c: Tensor) -> KernelState:
-        loss = mean_loss(self._rule.loss, outputs, self._targets)
-        return KernelState(time, step, loss, status, outputs, c, self._gram.axes)
+        loss = mean_loss(self._settings.loss, outputs, self._targets)
+        return KernelState(time, step, loss, status, outputs, c, self._kernel.axes)
 
 
 class ClosedPath(KernelPath):
@@ -158,31 +158,36 @@ class ClosedPath(KernelPath):
         return self._targets - self._start
 
     @cached_property
-    def _spectrum(self) -> Spectrum:
-        return self._gram.spectrum(self._missing, self._rule.ridge, self._rule.max_steps)
+    def _spectrum(self) -> KernelSpectrum:
+        return self._kernel.spectrum(self._missing, self._settings.ridge, self._settings.max_steps)
 
     def at(self, t: float) -> KernelState:
         """The state at time t."""
         return self._at(_time(t), 0)
 
     def _at(self, t: float, step: int) -> KernelState:
-        gram, ridge = self._gram, self._rule.ridge
+        kernel, ridge = self._kernel, self._settings.ridge
         status: Status = "finished" if t == math.inf else "running"
-        if t == math.inf and ridge > 0 and isinstance(gram, Dense) and "_spectrum" not in self.__dict__:
-            c = gram.solve(self._missing, ridge)  # a fraction of the cost of eigenvectors
+        if (
+            t == math.inf
+            and ridge > 0
+            and isinstance(kernel, KernelMatrix)
+            and "_spectrum" not in self.__dict__
+        ):
+            c = kernel.solve(self._missing, ridge)  # a fraction of the cost of eigenvectors
             return self._state(t, step, status, self._targets - ridge * c, c)
-        z, image, residual = self._spectrum.solution(t * self._rule.speed, ridge)
-        if residual > gram.residual:
+        z, image, residual = self._spectrum.solution(t * self._settings.speed, ridge)
+        if residual > kernel.residual:
             raise UserError(
-                f"`max_steps`: {self._rule.max_steps:g} products with the operator leave a residual of {residual:.1e} "
-                f"at t = {t:g}, expected {gram.residual:g}; allow more, ask for an earlier time, give a larger ridge, "
-                "or an operator in double precision"
+                f"`max_steps`: {self._settings.max_steps:g} products with the operator leave a residual of "
+                f"{residual:.1e} at t = {t:g}, expected {kernel.residual:g}; allow more, ask for an earlier time, "
+                "give a larger ridge, or an operator in double precision"
             )
-        return self._state(t, step, status, self._start + gram.rows(image), gram.rows(z))
+        return self._state(t, step, status, self._start + kernel.rows(image), kernel.rows(z))
 
     def __iter__(self) -> Iterator[KernelState]:
         """The states at 0, at times that grow by a tenth, and at infinity."""
-        rates = (self._spectrum.values + self._rule.ridge) * self._rule.speed
+        rates = (self._spectrum.values + self._settings.ridge) * self._settings.speed
         rates = rates[rates > 0]
         times = [0.0]
         if len(rates):
@@ -194,18 +199,18 @@ class ClosedPath(KernelPath):
 
 
 @dataclass(frozen=True)
-class _Front:
-    """Where a flow is."""
+class PathFront:
+    """Where a flow is; numbers are tensors of shape () in float64."""
 
     c: Tensor  # (n, c)
     outputs: Tensor  # (n, c)
     u: Tensor  # (n, c): n alpha^2 times the gradient by the outputs, with that of the ridge
     q: Tensor  # K u
-    size: float  # u . K u: n alpha^2 times the norm of the gradient by the parameters, squared
-    dt: float = 1.0
-    time: float = 0.0
+    size: Tensor  # the root of u . K u: n alpha^2 times the norm of the gradient by the parameters
+    dt: Tensor
+    time: Tensor
+    rejected: Tensor
     step: int = 0
-    rejected: int = 0
 
 
 class FlowPath(KernelPath):
@@ -229,50 +234,54 @@ class FlowPath(KernelPath):
     def __iter__(self) -> Iterator[KernelState]:
         """The start, each accepted step and the end."""
         began = time.perf_counter()
-        rule = self._rule
-        self._gram.check()
+        settings = self._settings
+        self._kernel.check()
         front = self._front(torch.zeros_like(self._start), self._start)
         first, kept = front.size, True
         while True:
             fits = kept and self._fits(front.outputs)
             # A function that does not move at all is at t = inf, whatever its margins.
-            still = front.size <= (_STATIONARY**2 * first if rule.ridge > 0 else 0.0)
-            lost = front.rejected >= _REJECTIONS or not math.isfinite(front.size)
-            spent = front.step >= rule.max_steps or time.perf_counter() - began >= rule.max_seconds
+            still = bool(front.size <= (_STATIONARY * first if settings.ridge > 0 else 0.0))
+            lost = bool(is_lost(front.rejected, front.size))
+            spent = front.step >= settings.max_steps or time.perf_counter() - began >= settings.max_seconds
             status = (
                 "finished" if fits or still else "diverged" if lost else "stopped" if spent else "running"
             )
             if kept or status != "running":
-                yield self._state(front.time, front.step, status, front.outputs, front.c)
+                yield self._state(float(front.time), front.step, status, front.outputs, front.c)
             if status != "running":
                 return
             front, kept = self._advance(front)
 
     def _fits(self, outputs: Tensor) -> bool:
-        return bool(self._rule.loss.fits(outputs, self._targets).all())
+        return bool(self._settings.loss.fits(outputs, self._targets).all())
 
-    def _front(self, c: Tensor, outputs: Tensor) -> _Front:
-        """The gradient there."""
+    def _front(self, c: Tensor, outputs: Tensor) -> PathFront:
+        """The gradient there; the first step has length 1."""
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
-            (u,) = torch.autograd.grad(self._rule.loss.per_sample(leaf, self._targets).sum(), leaf)
-        u = u + self._rule.ridge * c
-        q = self._gram.apply(u)
-        return _Front(c, outputs, u, q, max(float((u * q).sum()), 0.0) if u.isfinite().all() else math.nan)
+            (u,) = torch.autograd.grad(self._settings.loss.per_sample(leaf, self._targets).sum(), leaf)
+        u = u + self._settings.ridge * c
+        q = self._kernel.apply(u)
+        square = torch.where(u.isfinite().all(), (u * q).sum().clamp(min=0), math.nan)
+        zero = torch.zeros_like(square)
+        return PathFront(c, outputs, u, q, square.sqrt(), dt=zero + 1, time=zero, rejected=zero)
 
-    def _advance(self, old: _Front) -> tuple[_Front, bool]:
+    def _advance(self, old: PathFront) -> tuple[PathFront, bool]:
         """A tentative step; kept where gradient and outputs change little, else dt is divided."""
-        limit, length = self._rule.tolerance, old.dt * self._rule.speed
+        length = old.dt * self._settings.speed
         new = self._front(old.c - length * old.u, old.outputs - length * old.q)
-        sizes = math.sqrt(old.size * new.size)
-        # ||g - g'||^2 / (||g|| ||g'||), 0 where a gradient vanishes, as that of the hinge does at its end.
-        turn = (old.size + new.size - 2 * float((old.q * new.u).sum())) / sizes if sizes else 0.0
-        move = float((new.outputs - old.outputs).abs().max())
-        if not (turn < limit.gradient and move < limit.output and math.isfinite(new.size)):
-            return replace(old, dt=old.dt / limit.shrink, rejected=old.rejected + 1), False
-        easy = turn < limit.gradient / 2 and move < limit.output / 2
-        dt = old.dt * limit.grow if easy else old.dt
-        return replace(new, dt=dt, time=old.time + old.dt, step=old.step + 1), True
+        tried = attempt(
+            self._settings.tolerance,
+            old.dt,
+            old.rejected,
+            turned=turn(old.size, new.size, (old.q * new.u).sum()),
+            moved=(new.outputs - old.outputs).abs().max(),
+            finite=torch.isfinite(new.size),
+        )
+        if not tried.kept:
+            return replace(old, dt=tried.dt, rejected=tried.rejected), False
+        return replace(new, dt=tried.dt, time=old.time + old.dt, step=old.step + 1), True
 
 
 def _time(t: Any) -> float:

@@ -22,7 +22,7 @@ __all__ = ["RungeKutta", "runge_kutta"]
 
 
 @dataclass(frozen=True)
-class _Settings:
+class RungeKuttaSettings:
     """The settings of the method."""
 
     dt: float
@@ -30,7 +30,7 @@ class _Settings:
 
 
 @dataclass(frozen=True)
-class _Front(Front):
+class RungeKuttaFront(Front):
     """Where the members that still run are: one row each; the step is that of all."""
 
     w: Tensor  # (m, total)
@@ -39,18 +39,18 @@ class _Front(Front):
     loss: Tensor  # (m,)
     step: int = 0
 
-    def rows(self, index: Tensor) -> _Front:
+    def rows(self, index: Tensor) -> RungeKuttaFront:
         """The members of these rows."""
         picked = {name: getattr(self, name)[index] for name in ("members", "w", "slope", "outputs", "loss")}
         return replace(self, **picked)
 
 
-class RungeKutta(Engine[_Front, _Settings]):
+class RungeKutta(Engine[RungeKuttaFront, RungeKuttaSettings]):
     """A gradient flow under way, by fixed steps: iterate over it for its states; see :func:`runge_kutta`."""
 
     def _method(self) -> dict[str, Any]:
         """The step."""
-        return {"dt": self.rule.dt}
+        return {"dt": self.settings.dt}
 
     def _read(self, front: Mapping[str, Any]) -> Mapping[str, Any]:
         """As it is."""
@@ -62,7 +62,7 @@ class RungeKutta(Engine[_Front, _Settings]):
     def _advance(self) -> None:
         """Record where the members are, and take a step with those that go on."""
         front = self._front
-        whole, lost = front.step >= self.rule.steps, ~torch.isfinite(front.loss)
+        whole, lost = front.step >= self.settings.steps, ~torch.isfinite(front.loss)
         if whole or self._late:
             self._hand_out(lost, "finished" if whole else "stopped", None)
             return
@@ -75,7 +75,7 @@ class RungeKutta(Engine[_Front, _Settings]):
 
     def _hand_out(self, lost: Tensor, status: Status, update: Tensor | None) -> None:
         """Record each member; none is left once the status says so."""
-        front, time = self._front, self._front.step * self.rule.dt
+        front, time = self._front, self._front.step * self.settings.dt
         rows = zip(front.members.tolist(), front.loss.tolist(), lost.tolist(), strict=True)
         for i, (member, loss, bad) in enumerate(rows):
             step = None if update is None else update[i]
@@ -84,9 +84,9 @@ class RungeKutta(Engine[_Front, _Settings]):
         if status != "running":
             self._front = front.rows(front.members[:0])
 
-    def _next(self, front: _Front) -> Tensor:
+    def _next(self, front: RungeKuttaFront) -> Tensor:
         """w at t + dt."""
-        w, dt, first = front.w, self.rule.dt, front.slope
+        w, dt, first = front.w, self.settings.dt, front.slope
         data = self._data(front.members)
         second = _slope(self.program, w + dt / 2 * first, front.members, *data)[2]
         third = _slope(self.program, w + dt / 2 * second, front.members, *data)[2]
@@ -165,5 +165,5 @@ def runge_kutta(
     start, offsets = program.start(), program.offsets(x)
     everyone = torch.arange(len(start), device=program.device)
     outputs, value, slope = _slope(program, start, everyone, x, y, offsets)
-    front = _Front(everyone, start, slope, outputs, value)
-    return RungeKutta(program, x, y, _Settings(dt, steps), max_seconds, front, start, offsets)
+    front = RungeKuttaFront(everyone, start, slope, outputs, value)
+    return RungeKutta(program, x, y, RungeKuttaSettings(dt, steps), max_seconds, front, start, offsets)

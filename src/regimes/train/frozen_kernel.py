@@ -17,7 +17,7 @@ from torch import Tensor
 from regimes.core.batch import check_finite
 from regimes.core.error import UserError
 
-__all__ = ["Dense", "Gram", "Operator", "Spectrum"]
+__all__ = ["FrozenKernel", "KernelMatrix", "KernelOperator", "KernelSpectrum"]
 
 # A solution is as good as its residual, relative to the right-hand side: in double precision, and in single.
 _RESIDUAL, _RESIDUAL_SINGLE = 1e-8, 3e-4
@@ -30,7 +30,7 @@ _ADVICE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class KernelSpectrum:
     r"""A decomposition of K as far as a right-hand side r sees it: functions of K times r in a few products.
 
     Attributes:
@@ -61,7 +61,7 @@ class Spectrum:
         return z, image, missed / self.size if self.size else 0.0
 
 
-class Gram(ABC):
+class FrozenKernel(ABC):
     """K as a linear map of the outputs on n training points, (n, c).
 
     Attributes:
@@ -87,7 +87,7 @@ class Gram(ABC):
         """K u."""
 
     @abstractmethod
-    def spectrum(self, r: Float[Tensor, "n c"], ridge: float, products: float) -> Spectrum:
+    def spectrum(self, r: Float[Tensor, "n c"], ridge: float, products: float) -> KernelSpectrum:
         """What functions of K, or of K + ridge, times r need; at most so many products with an operator."""
 
     @abstractmethod
@@ -99,7 +99,7 @@ class Gram(ABC):
         """Columns as outputs."""
 
 
-class Dense(Gram):
+class KernelMatrix(FrozenKernel):
     """A kernel in memory: (n, n) shared by the outputs, (n, n, c) one for each, or (n, n, c, c), in float64.
 
     Raises:
@@ -165,12 +165,12 @@ class Dense(Gram):
         """K u."""
         return self.rows(self._blocks @ self.columns(u))
 
-    def spectrum(self, r: Tensor, ridge: float, products: float) -> Spectrum:
+    def spectrum(self, r: Tensor, ridge: float, products: float) -> KernelSpectrum:
         """The eigenvalues and eigenvectors of K, computed once."""
         values, vectors = self._eigen
         weights = vectors.mT @ self.columns(r)
         kept = _beyond_rounding(values, vectors.shape[1], self._precision)
-        return Spectrum(kept, vectors, weights, torch.zeros_like(kept), float(r.norm()))
+        return KernelSpectrum(kept, vectors, weights, torch.zeros_like(kept), float(r.norm()))
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
@@ -192,7 +192,7 @@ class Dense(Gram):
         return self.rows(torch.cholesky_solve(self.columns(r), factor))
 
 
-class Operator(Gram):
+class KernelOperator(FrozenKernel):
     """A kernel that is only ever multiplied: a scipy LinearOperator of side n c, with index i c + a.
 
     Functions of it are taken in the space of its powers on r (Lanczos, with full reorthogonalisation). At
@@ -238,7 +238,7 @@ class Operator(Gram):
             self.spectrum(probe, 0.0, _PROBES)
             self._checked = True
 
-    def spectrum(self, r: Tensor, ridge: float, products: float) -> Spectrum:
+    def spectrum(self, r: Tensor, ridge: float, products: float) -> KernelSpectrum:
         """The Ritz values and vectors in the Krylov space of r, until (K + ridge) z = r is solved in it.
 
         Raises:
@@ -247,7 +247,7 @@ class Operator(Gram):
         size = float(r.norm())
         if not size:
             none = torch.zeros(1, 1, dtype=torch.float64)
-            return Spectrum(none, torch.zeros(1, r.numel(), 1).double(), none[..., None], none, size)
+            return KernelSpectrum(none, torch.zeros(1, r.numel(), 1).double(), none[..., None], none, size)
         basis = _Basis(r.reshape(-1) / size)
         alphas, betas = list[float](), list[float]()
         while True:
@@ -269,14 +269,14 @@ class Operator(Gram):
                     return found
             basis.append(rest / betas[-1])
 
-    def _ritz(self, vectors: Tensor, alphas: list[float], betas: list[float], size: float) -> Spectrum:
+    def _ritz(self, vectors: Tensor, alphas: list[float], betas: list[float], size: float) -> KernelSpectrum:
         """The decomposition in the space found so far."""
         values, inner = (torch.from_numpy(each) for each in eigh_tridiagonal(alphas, betas[:-1]))
         side = vectors.shape[1]
         _check_spectrum(values[:1], values[-1:], self._precision * max(side, 100))
         kept = _beyond_rounding(values, side, self._precision)
         weights, edge = size * inner[0], betas[-1] * inner[-1]
-        return Spectrum(kept[None], (vectors.T @ inner)[None], weights[None, :, None], edge[None], size)
+        return KernelSpectrum(kept[None], (vectors.T @ inner)[None], weights[None, :, None], edge[None], size)
 
 
 class _Basis:
