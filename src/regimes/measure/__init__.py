@@ -20,11 +20,12 @@ from regimes.measure.kernel import (
 from regimes.measure.movement import Movement, movement
 from regimes.measure.outputs import Error, Outputs, error_rate
 from regimes.measure.pattern import Pattern, pattern
-from regimes.measure.probe import Probe, Row, Snapshot, When, log_spaced, observe
+from regimes.measure.probe import Columns, Probe, Row, Snapshot, When, at_end, log_spaced, observe
 from regimes.measure.times import Times
 
 __all__ = [
     "Averaging",
+    "Columns",
     "Eigenpairs",
     "Error",
     "Fluctuation",
@@ -44,6 +45,7 @@ __all__ = [
     "Times",
     "When",
     "alignment",
+    "at_end",
     "averaging",
     "drift",
     "error_rate",

@@ -30,7 +30,7 @@ from regimes.measure.pairs import (
     paired_distance,
     paired_drift,
 )
-from regimes.measure.probe import Snapshot, with_ends
+from regimes.measure.probe import Columns, Snapshot, numbers, with_ends
 
 __all__ = ["KernelDrift", "drift", "kernel_distance"]
 
@@ -145,6 +145,9 @@ def _distance(k: Tensor, k0: Tensor) -> float:
     return float((a / size(a) - b / size(b)).square().sum() / 2)
 
 
+DRIFTS, ALIGNMENTS = ("dK", "kernel_distance"), ("alignment", "alignment0")
+
+
 @checked
 @dataclass(frozen=True, eq=False)
 class KernelDrift(Snapshot):
@@ -177,6 +180,11 @@ class KernelDrift(Snapshot):
     output: Output | None = None
     interval: float | None = None
     _start: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def columns(self) -> Columns:
+        """``dK``, ``kernel_distance``, and with targets the alignments; with an interval their ends."""
+        return numbers(*DRIFTS, *(() if self.targets is None else ALIGNMENTS), interval=self.interval)
 
     def look(self, state: State) -> Mapping[str, float]:
         """Compare the kernel now with that at the start."""

@@ -20,7 +20,7 @@ from regimes.core.estimate import Estimate, delete_one
 from regimes.core.state import State
 from regimes.core.tree import Tree, is_finite, named_pair, size, sub
 from regimes.measure.pairs import check_interval
-from regimes.measure.probe import Snapshot, with_ends
+from regimes.measure.probe import Columns, Snapshot, numbers, with_ends
 
 __all__ = ["Gap", "gap", "linearized"]
 
@@ -196,6 +196,11 @@ class Gap(Snapshot):
     inputs: Inputs
     output: Output | None = None
     interval: float | None = None
+
+    @property
+    def columns(self) -> Columns:
+        """``gap``, with an interval its ends."""
+        return numbers("gap", interval=self.interval)
 
     def look(self, state: State) -> Mapping[str, float]:
         """The gap now."""

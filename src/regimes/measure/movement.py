@@ -16,7 +16,7 @@ from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.core.tree import Tree, is_finite, named, size, stray, trainable
 from regimes.core.tree import by_layer as group
-from regimes.measure.probe import Snapshot
+from regimes.measure.probe import Columns, Snapshot, numbers
 
 __all__ = ["Movement", "movement"]
 
@@ -138,6 +138,11 @@ class Movement(Snapshot):
 
     Value: ``dW`` (see :func:`movement`) of those that require grad; nan of a member that has diverged.
     """
+
+    @property
+    def columns(self) -> Columns:
+        """``dW``."""
+        return numbers("dW")
 
     def look(self, state: State) -> Mapping[str, float]:
         """dW now."""

@@ -15,7 +15,7 @@ from regimes.core.decision import wrong
 from regimes.core.derivative import columns
 from regimes.core.error import UserError
 from regimes.core.state import State
-from regimes.measure.probe import Snapshot
+from regimes.measure.probe import Columns, Snapshot, numbers
 
 __all__ = ["Error", "Outputs", "error_rate"]
 
@@ -69,6 +69,11 @@ class Error(Snapshot):
     targets: Tensor
     name: str = "test"
 
+    @property
+    def columns(self) -> Columns:
+        """``{name}_error``."""
+        return numbers(f"{self.name}_error")
+
     def look(self, state: State) -> Mapping[str, float]:
         """The error rate now."""
         return {f"{self.name}_error": error_rate(_outputs(state, self.inputs), self.targets)}
@@ -79,18 +84,34 @@ class Error(Snapshot):
 class Outputs(Snapshot):
     """F(w, x) at the last state of a member, for averages over members.
 
-    Value: ``{name}_outputs``, the n c numbers sample by sample, at the last state only.
+    Values, at the last state only: ``{name}_outputs``, the n c numbers sample by sample; with targets also
+    ``{name}_targets`` and the error rate ``{name}_error``.
 
     Attributes:
         inputs: x, (n, ...).
         name: of the data, such as "test" or "train".
+        targets: y, (n,), as in :func:`error_rate`.
     """
 
     inputs: Tensor
     name: str = "test"
+    targets: Tensor | None = None
 
-    def look(self, state: State) -> Mapping[str, list[float]]:
-        """All outputs, or nothing before the last state."""
+    @property
+    def columns(self) -> Columns:
+        """The outputs; with targets these and the error rate."""
+        outputs: Columns = {f"{self.name}_outputs": list[float]}
+        if self.targets is None:
+            return outputs
+        return {**outputs, f"{self.name}_targets": list[float], f"{self.name}_error": float}
+
+    def look(self, state: State) -> Mapping[str, float | list[float]]:
+        """All of it, or nothing before the last state."""
         if state.status == "running":
             return {}
-        return {f"{self.name}_outputs": _outputs(state, self.inputs).flatten().tolist()}
+        outputs = _outputs(state, self.inputs)
+        found: dict[str, float | list[float]] = {f"{self.name}_outputs": outputs.flatten().tolist()}
+        if self.targets is not None:
+            found[f"{self.name}_targets"] = self.targets.tolist()
+            found[f"{self.name}_error"] = error_rate(outputs, self.targets)
+        return found

@@ -19,7 +19,7 @@ from regimes.core.derivative import check_separable, exact, value
 from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.core.tree import Tree, named_pair
-from regimes.measure.probe import Snapshot
+from regimes.measure.probe import Columns, Snapshot, numbers
 
 __all__ = ["Pattern", "pattern"]
 
@@ -250,6 +250,11 @@ class Pattern(Snapshot):
     """
 
     inputs: Tensor
+
+    @property
+    def columns(self) -> Columns:
+        """``pattern``."""
+        return numbers("pattern")
 
     def look(self, state: State) -> Mapping[str, float]:
         """The share of units that are on the same side as at the start."""

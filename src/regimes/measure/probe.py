@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import GenericAlias
 
 from regimes.core.batch import misfit
 from regimes.core.check import checked
@@ -12,9 +14,22 @@ from regimes.core.error import UserError
 from regimes.core.estimate import Estimate
 from regimes.core.state import State, Status
 
-__all__ = ["Probe", "Row", "Snapshot", "When", "log_spaced", "observe", "with_ends"]
+__all__ = [
+    "Columns",
+    "Probe",
+    "Row",
+    "Snapshot",
+    "When",
+    "at_end",
+    "log_spaced",
+    "numbers",
+    "observe",
+    "with_ends",
+]
 
 Values = Mapping[str, float | list[float]]
+Columns = Mapping[str, type | GenericAlias]
+"""Names of values, and their types: ``float`` or ``list[float]``."""
 
 When = Callable[[int], int]
 """From a step to the next one at which to look; from -1 to the first."""
@@ -44,6 +59,14 @@ class Probe(ABC):
     one that remembers nothing. :func:`observe` takes a fresh probe for each member and drops it with the
     member's last state, so the same probe may be handed to any number of runs.
     """
+
+    @property
+    def columns(self) -> Columns:
+        """The names of its values with their types, ``float`` or ``list[float]``: the columns of a table of them.
+
+        What the recipe of a paper looks at declares them; of others, which declare nothing, any value is taken.
+        """
+        return {}
 
     @abstractmethod
     def follow(self, state: State) -> None:
@@ -81,6 +104,16 @@ def with_ends(found: Mapping[str, float | Estimate]) -> dict[str, float]:
     return values
 
 
+def numbers(*names: str, interval: float | None = None) -> Columns:
+    """Columns of one number each; with an interval, of its ends as well, by the names of :func:`with_ends`.
+
+    >>> list(numbers("dK", interval=0.95))
+    ['dK', 'dK_low', 'dK_high']
+    """
+    ends = ("",) if interval is None else ("", "_low", "_high")
+    return {f"{name}{end}": float for name in names for end in ends}
+
+
 @checked
 def log_spaced(per_decade: int = 4, *, start: bool = False) -> When:
     """Look at the steps round(10^(k / per_decade)), k = 0, 1, ...
@@ -110,6 +143,16 @@ def log_spaced(per_decade: int = 4, *, start: bool = False) -> When:
         return next(later for later in steps if later > step)
 
     return following
+
+
+@checked
+def at_end() -> When:
+    """Look at the last state alone.
+
+    >>> at_end()(-1) > 10**18
+    True
+    """
+    return lambda step: sys.maxsize
 
 
 @checked
@@ -174,6 +217,10 @@ def _look(state: State, probes: Sequence[Probe]) -> Row:
     values: dict[str, float | list[float]] = {}
     for probe in probes:
         found = _found(state, probe)
+        if (told := probe.columns) and (other := sorted(found.keys() - told.keys())):
+            raise UserError(
+                f"`columns` of {type(probe).__name__}: it gives '{other[0]}', but declares {', '.join(told)}; add it"
+            )
         if twice := sorted(values.keys() & found.keys()):
             raise UserError(
                 f"`probes`: two of them give '{twice[0]}'; give one of them another `name`, or drop it"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.state import State
-from regimes.measure.probe import Probe
+from regimes.measure.probe import Columns, Probe, numbers
 
 __all__ = ["Times", "crossing_time"]
 
@@ -58,6 +58,11 @@ class Times(Probe):
             seen = self._seen
             before = (seen["time"], seen["loss"]) if "time" in seen else (state.time, math.inf)
             seen["t1"] = crossing_time(before, (state.time, state.loss), self.level)
+
+    @property
+    def columns(self) -> Columns:
+        """``t1`` and ``t2``."""
+        return numbers("t1", "t2")
 
     def look(self, state: State) -> Mapping[str, float]:
         """t1 and t2."""

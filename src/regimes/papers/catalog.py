@@ -42,11 +42,10 @@ def _found() -> dict[str, Entry]:
     """Name -> study, for every folder of ``regimes.papers`` that holds a card, by the date of the paper."""
     entries = []
     for folder in pkgutil.iter_modules(papers.__path__, f"{papers.__name__}."):
-        if folder.ispkg:
+        card = getattr(importlib.import_module(folder.name), "CARD", None) if folder.ispkg else None
+        if card is not None:
             study = f"{folder.name}.study"
-            entries.append(
-                Entry(importlib.import_module(folder.name).CARD, study if find_spec(study) else "")
-            )
+            entries.append(Entry(card, study if find_spec(study) else ""))
     entries.sort(key=lambda one: (one.card.published, one.card.name))
     return {one.card.name: one for one in entries}
 

@@ -159,9 +159,7 @@ def test_the_first_data_set_is_that_of_the_frozen_kernels() -> None:
     assert not [r for r in wanted("quick", frozen=0) if isinstance(r, FrozenRun)]
 
 
-def test_runs_of_the_plane_keep_their_keys() -> None:
-    """What was stored before these runs came is found again."""
-    assert FlowRun().key == "2101279113e51b800620"
+def test_runs_of_the_plane_do_not_hang_on_those_of_frozen_kernels() -> None:
     plane = [run.key for run in wanted("quick") if isinstance(run, FlowRun)]
     assert plane == [run.key for run in wanted("quick", frozen=0)]
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from regimes import data, models
-from regimes.papers.lazy_training.runs import RateRun, StudentRun
-from regimes.papers.lazy_training.runs.images import ImageRun, network_of
+from regimes.papers.lazy_training.runs import ImageRun, RateRun, StudentRun
 from regimes.report.fit import power_law
 from regimes.study import Run
 
@@ -150,7 +149,7 @@ def test_a_network_on_images_stays_itself_under_a_large_scale() -> None:
 @pytest.mark.parametrize("model", ["vgg", "resnet"])
 def test_the_networks_of_the_paper_run_at_a_small_width(model: str) -> None:
     run = ImageRun(model=model, width_factor=1 / 64, dtype="float64")  # pyright: ignore[reportArgumentType]
-    network = network_of(run, (3, 32, 32))
+    network = run.start((3, 32, 32))
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     assert network(x).shape == (2, 10)
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from regimes import data
 from regimes.papers.lazy_training.figures import kernel_spectrum
-from regimes.papers.lazy_training.runs.images import ImageRun, network_of
-from regimes.papers.lazy_training.runs.spectrum import SpectrumRun, images_of
+from regimes.papers.lazy_training.runs import ImageRun, SpectrumRun
 from regimes.papers.lazy_training.study import SPECTRA, STUDY
 from regimes.study import Run, run_study
 
@@ -32,11 +31,11 @@ def row_of(run: Run) -> dict[str, Any]:
 
 def jacobian(run: SpectrumRun) -> dict[str, Tensor]:
     """df_a(x_i)/dw as (n C, size) for each parameter, one backward pass for each sample and output."""
-    network = network_of(ImageRun(seed=run.seed, gain=run.gain, dtype=run.dtype), (1, 8, 8))
+    network = ImageRun(seed=run.seed, gain=run.gain, dtype=run.dtype).start((1, 8, 8))
     names, leaves = zip(*network.named_parameters(), strict=True)
     rows = [
         [g.reshape(-1) for g in torch.autograd.grad(out, leaves, retain_graph=True)]
-        for sample in images_of(run, None)
+        for sample in run.points(None).train.x
         for out in network(sample[None])[0]
     ]
     return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
@@ -63,7 +62,7 @@ def test_the_row_says_how_the_first_eigenvalues_stand_out() -> None:
     values = np.array(row["eigenvalues"])
     assert (np.diff(values) <= 0).all() and values[-1] > -1e-12 * values[0]
     assert row["head"] == pytest.approx(values[:10].sum() / values.sum()) and 0 < row["head"] < 1
-    assert row["gap"] == values[9] / values[10] > 1
+    assert row["eigengap"] == values[9] / values[10] > 1
 
 
 def test_the_gain_acts_as_homogeneity_says() -> None:
@@ -83,7 +82,7 @@ def test_the_gain_acts_as_homogeneity_says() -> None:
 
 @pytest.mark.parametrize("run", [RUN, RANDOM], ids=repr)
 def test_every_image_has_pixels_of_mean_square_one(run: SpectrumRun) -> None:
-    x = images_of(run.model_copy(update={"n": 50}), None)
+    x = run.model_copy(update={"n": 50}).points(None).train.x
     assert x.shape == (50, 1, 8, 8)
     torch.testing.assert_close(x.square().mean((1, 2, 3)), torch.ones(50, dtype=torch.float64))
     assert abs(float(x.mean())) < 0.1
@@ -91,21 +90,21 @@ def test_every_image_has_pixels_of_mean_square_one(run: SpectrumRun) -> None:
 
 def test_random_pixels_are_independent_and_drawn_by_the_seed() -> None:
     run = RANDOM.model_copy(update={"n": 400})
-    x = images_of(run, None).flatten(1)
+    x = run.points(None).train.x.flatten(1)
     covariance = x.T @ x / len(x) - torch.eye(64, dtype=torch.float64)
     assert float(covariance.abs().max()) < 6 * math.sqrt(2 / 400)
-    assert torch.equal(x, images_of(run, None).flatten(1))
-    assert not torch.equal(x, images_of(run.model_copy(update={"seed": 1}), None).flatten(1))
+    assert torch.equal(x, run.points(None).train.x.flatten(1))
+    assert not torch.equal(x, run.model_copy(update={"seed": 1}).points(None).train.x.flatten(1))
 
 
 def test_images_are_the_first_of_the_training_set_whatever_the_seed() -> None:
     expected = data.load("digits", task="classes", train=4, test=500).train.x
     for seed in (0, 1):
-        assert torch.equal(images_of(RUN.model_copy(update={"seed": seed}), None), expected)
+        assert torch.equal(RUN.model_copy(update={"seed": seed}).points(None).train.x, expected)
 
 
 def test_random_pixels_need_no_files(tmp_path: Path) -> None:
-    x = images_of(SpectrumRun(dataset="cifar-10", pixels="random", n=3), tmp_path)
+    x = SpectrumRun(dataset="cifar-10", pixels="random", n=3).points(tmp_path).train.x
     assert x.shape == (3, 3, 32, 32)
 
 

@@ -19,7 +19,7 @@ from regimes.papers.feature_lazy import CARD
 from regimes.papers.feature_lazy.claims import claims
 from regimes.papers.feature_lazy.figures import figures
 from regimes.papers.feature_lazy.runs import FlowRun, FrozenRun
-from regimes.papers.recipe import device_of
+from regimes.papers.recipe.device import device_of
 from regimes.study import Option, Scale, Study, Sweep, bisection, combine, grid
 from regimes.study.field import Count, Index, Positive
 

@@ -16,7 +16,7 @@ from regimes.papers.lazy_training import CARD
 from regimes.papers.lazy_training.claims import claims
 from regimes.papers.lazy_training.figures import figures
 from regimes.papers.lazy_training.runs import ImageRun, RateRun, SpectrumRun, StudentRun
-from regimes.papers.recipe import device_of
+from regimes.papers.recipe.device import device_of
 from regimes.study import Option, Scale, Study, Sweep, combine, grid
 from regimes.study.field import Count, Positive
 

@@ -1,36 +1,90 @@
-"""The second experiment of the feature-lazy study: a network, and functions trained from its frozen kernels."""
+"""The second experiment: a network, and functions trained from its frozen kernels."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
+from torch import Tensor, nn
 
-from regimes.study import Run
-from regimes.study.field import Count, Index, Positive, Rows, Tick
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from regimes.core.state import State
-    from regimes.data.dataset import Dataset, Split
-    from regimes.train.path import KernelState
+from regimes import measure, models, train
+from regimes.core.loss import soft_hinge
+from regimes.core.state import State
+from regimes.data import Dataset
+from regimes.measure.probe import numbers
+from regimes.papers.recipe.data import ParityPoints
+from regimes.papers.recipe.engine import MarginFlow
+from regimes.papers.recipe.network import Scaled
+from regimes.papers.recipe.recipe import Recipe, Scene
+from regimes.study.field import Count, Index
+from regimes.train import KernelState
 
 __all__ = ["FrozenRun"]
 
 
 # The convolutions of ``models.cnn``, and their strides.
 _STRIDES = (2, 1, 2, 1)
-# Steps of a member from one word of progress to the next.
-_TOLD = 20
 
 
-class FrozenRun(Run):
+@dataclass(frozen=True, eq=False)
+class FrozenKernels(measure.Snapshot):
+    """Functions trained from the kernels of a network at its start and at its end, for members that have finished.
+
+    Values, for ``initial`` and ``final``: the steps, the test error, and the distance to the network's function on the
+    test points, relative to its size; only the steps of a flow that did not end.
+
+    Attributes:
+        scene: the members and their data.
+    """
+
+    scene: Scene
+
+    @property
+    def columns(self) -> measure.Columns:
+        """Three numbers for each kernel."""
+        return numbers(
+            *(f"{name}_{what}" for name in ("initial", "final") for what in ("error", "gap", "steps"))
+        )
+
+    def look(self, state: State) -> Mapping[str, float]:
+        """The functions from both kernels."""
+        if state.status != "finished":
+            return {}
+        test = self.scene.test
+        said = state(test.x).detach().flatten()
+        found: dict[str, float] = {}
+        for name, moment in (("initial", state.initial()), ("final", state)):
+            end, outputs = self._from_kernel(moment)
+            found[f"{name}_steps"] = end.step
+            if end.status == "finished":
+                found[f"{name}_error"] = measure.error_rate(outputs, test.y)
+                found[f"{name}_gap"] = float((outputs - said).norm() / said.norm())
+        return found
+
+    def _from_kernel(self, state: State) -> tuple[KernelState, Tensor]:
+        """The function trained from the kernel of this state, at its end, and what it says of the test points."""
+        run, inputs, x = self.scene.runs[state.member], self.scene.train.x, self.scene.test.x
+        k, cross = (
+            measure.ntk(state.module, first, second, reduce="trace", parameters=state.parameters)
+            for first, second in ((inputs, None), (x, inputs))
+        )
+        # The kernel of F is alpha^2 times that of f, and the loss is divided by alpha^2: no alpha in the path.
+        end = train.kernel(
+            k,
+            self.scene.train.y,
+            loss=soft_hinge,
+            alpha=run.alpha,
+            tolerance=train.Tolerance(gradient=run.tolerance),
+            max_steps=run.max_steps,
+        ).at(math.inf)
+        return end, end.predict(cross)[:, 0]
+
+
+class FrozenRun(ParityPoints, Scaled, MarginFlow, Recipe):
     r"""A network trained by gradient flow, and functions trained in the same way from its frozen tangent kernels.
 
     NTK law, :math:`F = \alpha (f(w) - f(w_0))`, full batch, soft-hinge, float64, adapted steps, until F y >= 1 on every
@@ -43,62 +97,28 @@ class FrozenRun(Run):
     (``initial_gap``, ``final_gap``), and their steps. Those of a flow that did not end are missing.
 
     Attributes:
-        dataset: digits, mnist, fashion-mnist, emnist or cifar-10; classes by parity, training and test file merged.
         model: fc (fully connected) or cnn (four convolutions, the mean over positions, a linear read-out).
         pca: principal components of the inputs of fc; None for the images, each of norm sqrt(d).
         size: side to which images are averaged; None as they come.
-        n: training points.
-        n_test: test points.
-        n_probe: of them, the first, that carry the kernels of dK.
         depth: hidden layers; a cnn has 4.
         width: h, hidden units, or channels of each convolution.
         kernel: side of the kernels of a cnn; padding is 1.
         activation: softplus or relu.
-        alpha: the output scale.
         seed: of the start.
-        tolerance: on the relative change of the gradient over one step, squared (``train.Tolerance``): 1e-4 is that of
-            the authors; 1e-3 takes larger steps and moves test errors by about 0.1 points.
-        max_steps: a flow that needs more is recorded as stopped.
+        tolerance: 1e-4 is that of the authors; 1e-3 takes larger steps and moves test errors by about 0.1 points.
         device: cpu or cuda; kept in the key, since the last digits differ.
     """
 
-    version: ClassVar[int] = 1
-    columns: ClassVar[Mapping[str, Any]] = {
-        "step": int,
-        "time": float,
-        "status": str,
-        "loss": float,
-        "dK": float,
-        "kernel_distance": float,
-        "dW": float,
-        "train_error": float,
-        "test_error": float,
-        "initial_error": float,
-        "final_error": float,
-        "initial_gap": float,
-        "final_gap": float,
-        "initial_steps": float,
-        "final_steps": float,
-        "seconds": float,
-        "test_outputs": list[float],
-        "test_targets": list[float],
-    }
+    version: ClassVar[int] = 2
 
-    dataset: str = "digits"
     model: Literal["fc", "cnn"] = "fc"
     pca: Count | None = None
     size: Literal[14, 16] | None = None
-    n: Annotated[int, Field(ge=2)] = 200
-    n_test: Count = 1000
-    n_probe: Annotated[int, Field(ge=2)] = 256
     depth: Count = 4
     width: Count = 8
     kernel: Literal[3, 5] = 3
     activation: Literal["softplus", "relu"] = "softplus"
-    alpha: Positive = 1.0
     seed: Index = 0
-    tolerance: Positive = 1e-4
-    max_steps: Count = 60_000
     device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")
@@ -146,125 +166,36 @@ class FrozenRun(Run):
             maps = h
         return weights, units, products
 
+    @property
+    def label(self) -> str:
+        """Data and network."""
+        return f"{self.dataset} {self.model} h={self.width}"
+
+    @property
+    def when(self) -> measure.When:
+        """At the end alone."""
+        return measure.at_end()
+
+    def points(self, directory: Path | None) -> Dataset:
+        """Vectors for fc, images for a cnn."""
+        return self.laid_out(directory, self.size, flat=self.model == "fc")
+
+    def start(self, shape: tuple[int, ...]) -> nn.Module:
+        """The network on inputs of that shape, at its start."""
+        if self.model == "fc":
+            return models.mlp(shape[0], self.width, self.depth, activation=self.activation, seed=self.seed)
+        return models.cnn(
+            shape[0], self.width, kernel=self.kernel, padding=1, activation=self.activation, seed=self.seed
+        )
+
     @classmethod
-    def perform(cls, runs: Sequence[Run], data: Path | None, tick: Tick) -> Iterator[tuple[Run, Rows]]:
-        """Train the members as one program; yield each with its row when it ends."""
-        yield from _perform(cast("Sequence[FrozenRun]", runs), data, tick)
-
-
-def _perform(runs: Sequence[FrozenRun], data: Path | None, tick: Tick) -> Iterator[tuple[FrozenRun, Rows]]:
-    from regimes import control, train
-
-    first = runs[0]
-    dataset = _load(first.dataset, first.pca, first.size, first.model == "fc", first.n, first.n_test, data)
-    shape = tuple(dataset.train.x.shape[1:])
-    modules = [control.scale(_network(run, shape), run.alpha).to(first.device) for run in runs]
-    began = time.perf_counter()
-    states = train.flow(
-        modules,
-        dataset.train.x,
-        dataset.train.y,
-        tolerance=train.Tolerance(gradient=first.tolerance),
-        max_steps=first.max_steps,
-    )
-    for state in states:
-        if state.step % _TOLD == 0:
-            tick(
-                f"{first.dataset} {first.model} h={first.width}: {states.running} members, step {state.step}"
-            )
-        if state.status != "running":
-            run = runs[state.member]
-            row = _row(run, state, (states.inputs, states.targets), dataset.test)
-            # a member's share of the time of the program so far
-            yield run, [row | {"seconds": (time.perf_counter() - began) / len(runs)}]
-
-
-def _row(run: FrozenRun, state: State, points: tuple[Tensor, Tensor], test: Split) -> dict[str, Any]:
-    """What is known at the end: of the network, and of the functions from its kernels."""
-    import torch
-
-    from regimes import measure
-
-    x = test.x.to(points[0])
-    with torch.no_grad():
-        said, known = state(x).flatten(), state(points[0])
-    row = {
-        "step": state.step,
-        "time": state.time,
-        "status": state.status,
-        "loss": state.loss,
-        **measure.KernelDrift(x[: run.n_probe]).look(state),
-        **measure.Movement().look(state),
-        "train_error": measure.error_rate(known, points[1]),
-        "test_error": measure.error_rate(said.cpu(), test.y),
-        "test_outputs": said.tolist(),
-        "test_targets": test.y.tolist(),
-    }
-    if state.status == "finished":
-        for name, moment in (("initial", state.initial()), ("final", state)):
-            end, outputs = _from_kernel(run, moment, points, x)
-            row[f"{name}_steps"] = end.step
-            if end.status == "finished":
-                row[f"{name}_error"] = measure.error_rate(outputs.cpu(), test.y)
-                row[f"{name}_gap"] = float((outputs - said).norm() / said.norm())
-    return row
-
-
-def _from_kernel(
-    run: FrozenRun, state: State, points: tuple[Tensor, Tensor], x: Tensor
-) -> tuple[KernelState, Tensor]:
-    """The function trained from the kernel of this state, at its end, and what it says of x."""
-    from regimes import measure, train
-    from regimes.core.loss import soft_hinge
-
-    inputs, targets = points
-    k, cross = (
-        measure.ntk(state.module, first, second, reduce="trace", parameters=state.parameters)
-        for first, second in ((inputs, None), (x, inputs))
-    )
-    # The kernel of F is alpha^2 times that of f, and the loss is divided by alpha^2: no alpha in the path.
-    end = train.kernel(
-        k,
-        targets,
-        loss=soft_hinge,
-        alpha=run.alpha,
-        tolerance=train.Tolerance(gradient=run.tolerance),
-        max_steps=run.max_steps,
-    ).at(math.inf)
-    return end, end.predict(cross)[:, 0]
-
-
-def _network(run: FrozenRun, shape: tuple[int, ...]) -> nn.Sequential:
-    """The network of a run on inputs of that shape, at its start."""
-    from regimes import models
-
-    if run.model == "fc":
-        return models.mlp(shape[0], run.width, run.depth, activation=run.activation, seed=run.seed)
-    return models.cnn(
-        shape[0],
-        run.width,
-        kernel=run.kernel,
-        padding=1,
-        activation=run.activation,
-        seed=run.seed,
-    )
-
-
-@lru_cache(maxsize=2)
-def _load(
-    name: str, pca: int | None, size: int | None, flat: bool, n: int, n_test: int, directory: Path | None
-) -> Dataset:
-    """The data set of a program; a worker that gets several programs on the same one reads it once."""
-    from regimes import data
-
-    return data.load(
-        name,
-        task="parity",
-        train=n,
-        test=n_test,
-        merge=True,
-        pca=pca,
-        size=size,
-        flat=flat,
-        directory=directory,
-    )
+    def probes(cls, scene: Scene) -> Sequence[measure.Probe]:
+        """The drift of kernel and weights, errors, and the functions from the frozen kernels."""
+        train, test = scene.train, scene.test
+        return [
+            measure.KernelDrift(scene.probe.x),
+            measure.Movement(),
+            measure.Error(train.x, train.y, "train"),
+            measure.Outputs(test.x, targets=test.y),
+            FrozenKernels(scene),
+        ]

@@ -1,4 +1,4 @@
-"""What the runs of papers share: data, network, engine and probes, put together to a run."""
+"""Where the tensors are."""
 
 from __future__ import annotations
 
