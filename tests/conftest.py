@@ -1,4 +1,7 @@
-"""What every test may ask for: real data, a device, a generator of random numbers, and checked shapes."""
+"""What every test may ask for: real data, a device, a generator of random numbers, and checked shapes.
+
+How to find a test: ``tests/README.md``.
+"""
 
 from __future__ import annotations
 

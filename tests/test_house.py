@@ -21,6 +21,7 @@ PYTHON = [
         for path in sorted((ROOT / folder).rglob("*.py"))
     ),
 ]
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 50
@@ -123,6 +124,33 @@ def test_users_meet_no_assert_and_no_bare_except(path: Path) -> None:
             assert narrows(node.test), f"line {node.lineno}: raise UserError, or nothing"
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"line {node.lineno}: name the exception"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_a_test_is_found_by_the_file_it_is_for(path: Path) -> None:
+    """How: ``tests/README.md``, which lists what concerns several folders."""
+    assert ast.get_docstring(ast.parse(path.read_text())), "no first line that says what it holds"
+    name, folder = path.stem.removeprefix("test_"), path.parent.relative_to(ROOT / "tests")
+    if folder == Path():
+        assert f"`{path.name}`" in (ROOT / "tests" / "README.md").read_text()
+        return
+    tested = {each.stem for each in (PACKAGE / folder).rglob("*") if each.is_dir() or each.suffix == ".py"}
+    assert any(f"{name}_".startswith(f"{each}_") for each in tested), (
+        f"nothing of that name in src/regimes/{folder}"
+    )
+
+
+def test_tests_that_pages_name_are_there() -> None:
+    """Each file, and each function after ``::``; where the file is left out it is the one named before."""
+    missing = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        path = ""
+        for found in re.finditer(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", page.read_text()):
+            path, function = found.group(1) or path, found.group(2)
+            text = (ROOT / path).read_text() if path and (ROOT / path).is_file() else None
+            if found.group(0) != "``" and (text is None or (function and f"def {function}(" not in text)):
+                missing.append(f"{page.name}: {found.group(0)}")
+    assert not missing
 
 
 def test_no_file_is_a_drawer() -> None:

@@ -1,3 +1,5 @@
+"""What an annotation does not say is refused in one line; what it says is taken in any of its forms."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

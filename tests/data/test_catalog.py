@@ -1,3 +1,5 @@
+"""The catalogue of data sets: read before anything heavy, and it suggests the nearest name."""
+
 from __future__ import annotations
 
 import subprocess

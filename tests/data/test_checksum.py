@@ -1,3 +1,5 @@
+"""A file is taken if it is the published one, however it is packed; any other is refused, at no cost."""
+
 from __future__ import annotations
 
 import gzip

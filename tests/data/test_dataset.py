@@ -1,3 +1,5 @@
+"""A data set that is loaded: which points, which targets, in which order, and what is refused."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""A fetched data set is the published one, or the fetch says what is wrong and leaves nothing."""
+
 from __future__ import annotations
 
 import errno

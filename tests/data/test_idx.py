@@ -1,3 +1,5 @@
+"""The IDX format: it is read as a plain reader reads it, and every cut is noticed."""
+
 from __future__ import annotations
 
 import gzip

@@ -1,3 +1,5 @@
+"""Images are those of the published files, upright, with the published classes; others are refused."""
+
 from __future__ import annotations
 
 import gzip

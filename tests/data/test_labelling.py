@@ -1,3 +1,5 @@
+"""Targets from classes, and an order of points in which every prefix is balanced."""
+
 from __future__ import annotations
 
 from itertools import pairwise

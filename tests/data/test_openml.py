@@ -1,3 +1,5 @@
+"""Listings and files of OpenML are read, and whatever comes in their place is refused."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""A download goes on where it broke, takes no more than there can be, and stays with https."""
+
 from __future__ import annotations
 
 import hashlib

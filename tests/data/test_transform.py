@@ -1,3 +1,5 @@
+"""Smaller, centred and normed images, and principal components, by their definitions."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -97,7 +97,7 @@ def test_a_sweep_that_raises_is_named_and_its_traceback_kept(tmp_path: Path, lat
         act(study, tmp_path / "out")
     text = str(caught.value)
     assert text.startswith("`sweep` of ") and "study odd raised ValueError: wild words" in text
-    assert "(test_faults.py, line " in text and "\n" not in text
+    assert "(test_fault.py, line " in text and "\n" not in text
     kept = tmp_path / "out" / "failures.txt"
     assert text.endswith(f"; the traceback is in {kept}")
     assert "Traceback" in kept.read_text() and "in wild" in kept.read_text()

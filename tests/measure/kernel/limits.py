@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -58,9 +59,18 @@ class Peak(TorchDispatchMode):
 
 
 def least_memory(module: nn.Module, *x: Inputs, reduce: Reduce = "full") -> int:
-    """The smallest limit that is accepted, in bytes, as the message says."""
-    with pytest.raises(UserError, match=r"^`memory`: got 1\b") as caught:
-        measure.ntk(module, *x, reduce=reduce, memory=1)
-    found = re.search(r"at least ([\d_,]+)", str(caught.value))
-    assert found is not None, f"no number of bytes in: {caught.value}"
-    return int(re.sub("[_,]", "", found[1]))
+    """The smallest limit that is accepted, in bytes, as the message says.
+
+    A network that leaves its plan is computed in another way, and a second message says what that needs.
+    """
+    memory = 1
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"^`memory`: got {memory}\b") as caught:
+            measure.ntk(module, *x, reduce=reduce, memory=memory)
+        found = re.search(r"at least ([\d_,]+)", str(caught.value))
+        assert found is not None, f"no number of bytes in: {caught.value}"
+        memory = int(re.sub("[_,]", "", found[1]))
+        with suppress(UserError):
+            measure.ntk(module, *x, reduce=reduce, memory=memory)
+            break
+    return memory

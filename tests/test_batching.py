@@ -14,9 +14,9 @@ from regimes.core.error import UserError
 from regimes.measure.kernel import rule
 from tests.core.test_derivative import Doubled, Once
 from tests.core.test_jacobian import DIFFICULT, by_cube, inputs
+from tests.doors import has_its_gap, holds_as_operator, holds_in_all_forms, holds_linearised
 from tests.measure.awkward import D
 from tests.measure.awkward_case import F64, Net, matrix
-from tests.measure.doors import has_its_gap, holds_as_operator, holds_in_all_forms, holds_linearised
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from regimes import measure
 from regimes.measure import Reduce
 from tests import reference
-from tests.measure.architectures import Network, networks
 from tests.measure.awkward import CASES, build, samples
-from tests.measure.limits import Peak, least_memory
+from tests.measure.kernel.architectures import Network, networks
+from tests.measure.kernel.limits import Peak, least_memory
 from tests.properties import assert_close, assert_psd, assert_symmetric
 
 REDUCTIONS = st.sampled_from(get_args(Reduce))

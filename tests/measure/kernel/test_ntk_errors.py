@@ -17,7 +17,7 @@ from regimes.core.error import UserError
 from tests.measure.awkward import F64, D, build, samples
 from tests.measure.awkward_case import Case, Net
 from tests.measure.awkward_refused import BRANCHING, UNSEPARABLE
-from tests.measure.limits import least_memory
+from tests.measure.kernel.limits import least_memory
 from tests.properties import assert_close
 
 # As a user has it: types are checked in the tests only, before the function sees what came.

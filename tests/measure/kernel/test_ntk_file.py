@@ -26,7 +26,7 @@ from regimes.measure.kernel.fingerprint import Fingerprint
 from regimes.measure.kernel.journal import Journal
 from tests import reference
 from tests.measure.awkward_case import F64, D, Net, normal
-from tests.measure.limits import least_memory
+from tests.measure.kernel.limits import least_memory
 from tests.properties import assert_close
 
 REDUCTIONS: tuple[Reduce, ...] = get_args(Reduce)

@@ -335,7 +335,7 @@ import hashlib, sys, torch
 from regimes import measure
 from regimes.measure.kernel import machine
 from tests.measure.awkward_case import D, normal
-from tests.measure.test_ntk_again import MERGED, mlp
+from tests.measure.kernel.test_ntk_again import MERGED, mlp
 slow = float(sys.argv[1])
 machine._measure = lambda *_: machine.Speeds(1e11, slow * 5e10, 1e10 / slow, 3e9)
 garbage = [torch.empty(i % 9 + 1) for i in range(int(sys.argv[2]))]

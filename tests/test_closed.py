@@ -13,9 +13,9 @@ from regimes import control, measure
 from regimes.core.error import UserError
 from regimes.core.jacobian import jacobian
 from tests.core.test_jacobian import inputs
+from tests.doors import has_its_gap, holds_as_operator, holds_in_all_forms, holds_linearised
 from tests.measure.awkward import D
 from tests.measure.awkward_case import F64
-from tests.measure.doors import has_its_gap, holds_as_operator, holds_in_all_forms, holds_linearised
 
 # torch would have scripts exported.
 pytestmark = [

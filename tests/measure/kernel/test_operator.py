@@ -22,7 +22,7 @@ from tests import reference
 from tests.measure.awkward import CASES, F64, Case, D, build, samples
 from tests.measure.awkward_case import Net
 from tests.measure.awkward_refused import BRANCHING, COUPLED, UNSEPARABLE
-from tests.measure.limits import Peak
+from tests.measure.kernel.limits import Peak
 from tests.properties import assert_close
 
 # Taken by no product: there is neither a forward mode nor a second derivative, or J^T is no transpose.

@@ -3,7 +3,7 @@
     python -m venv DIR
     DIR/bin/pip install jax==0.4.23 jaxlib==0.4.23 "numpy<2" "scipy<1.13" tensorflow-cpu tf2jax==0.3.6 \
         dm-tree neural-tangents==0.6.5
-    DIR/bin/python tests/measure/neural_tangents_make.py
+    DIR/bin/python tests/measure/kernel/neural_tangents_make.py
 
 neural-tangents 0.6.5 is the last release and does not run on later versions of JAX, nor beside this library; so the
 numbers are stored. The networks are plain functions in the NTK law (Jacot, Gabriel, Hongler 2018): every layer is

@@ -13,8 +13,8 @@ from regimes import measure
 from regimes.measure import Reduce
 from tests import reference
 from tests.measure.awkward_case import F64
-from tests.measure.test_ntk_again import REDUCTIONS
-from tests.measure.wired import changed, wired
+from tests.measure.kernel.test_ntk_again import REDUCTIONS
+from tests.measure.kernel.wired import changed, wired
 
 NETWORKS, TOGETHER = 512, 16
 

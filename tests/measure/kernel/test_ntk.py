@@ -21,7 +21,7 @@ from regimes.measure import Reduce
 from tests import reference
 from tests.measure.awkward import CASES, F64, TABLES, D, build, samples
 from tests.measure.awkward_refused import COUPLED
-from tests.measure.limits import least_memory
+from tests.measure.kernel.limits import least_memory
 from tests.properties import assert_close
 
 REDUCTIONS: tuple[Reduce, ...] = get_args(Reduce)
