@@ -64,8 +64,8 @@ def test_a_linear_model_is_its_own_linearisation(classes: int) -> None:
 
 def test_parity_needs_features() -> None:
     """The product of two signs is no linear function of the gradients of this network at its start."""
-    (x, y), (x_test, y_test) = signs(300, 16), signs(1200, 16, seed=1)
-    module = models.two_layer(16, 32, scaling="1", tau=0.1, symmetric=True)
+    (x, y), (x_test, y_test) = signs(300, 32), signs(1200, 32, seed=1)
+    module = models.two_layer(32, 32, scaling="1", tau=0.1, symmetric=True)
     settings = {"epochs": 60, "batch_size": 20, "seeds": 1, "loss": squared}
     found = compare.would_linear_do(module, x, y, x_test, y_test, **settings)
     assert row(found, "network")["error"] < 0.1
@@ -270,7 +270,7 @@ def test_validation_chooses_when_to_stop() -> None:
 def test_a_network_that_is_still_learning_is_said() -> None:
     """Its training error, as it is after three and after four epochs, by hand."""
     x, x_test = draw(40, 4), draw(30, 4, seed=1)
-    settings = {"lr": 0.01, "batch_size": 16}
+    settings = {"lr": 0.1, "batch_size": 16}
     found = compare.would_linear_do(
         network(), x, x[:, 0], x_test, x_test[:, 0], epochs=4, seeds=1, **settings
     )

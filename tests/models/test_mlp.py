@@ -13,6 +13,7 @@ import torch
 
 from regimes import control, models
 from regimes.core.error import UserError
+from regimes.core.stream import generator
 from tests.train.plain import mlp_outputs
 
 X = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -31,9 +32,9 @@ def test_is_its_formula(depth: int, law: str, sigma: str, bias: bool) -> None:
 
 
 def test_weights_are_drawn_layer_by_layer_from_the_seed() -> None:
-    generator = torch.Generator().manual_seed(7)
+    source = generator(7, "mlp", 4, 12, 2, 1)
     for p in models.mlp(4, 12, 2, seed=7).parameters():
-        assert torch.equal(p, torch.randn(p.shape, generator=generator, dtype=torch.float64))
+        assert torch.equal(p, torch.randn(p.shape, generator=source, dtype=torch.float64))
 
 
 def test_the_start() -> None:

@@ -75,7 +75,7 @@ def test_every_layer_keeps_its_part_of_the_kernel() -> None:
 
     def parts(symmetric: bool) -> Tensor:
         kernels = []
-        for seed in range(30):
+        for seed in range(60):
             net = models.mlp(4, 128, 3, symmetric=symmetric, seed=seed)
             by_layer = measure.ntk(net, X, reduce="trace", by_layer=True)
             kernels.append(torch.stack(list(by_layer.values())).detach())

@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 
+from regimes.core.stream import generator
 from regimes.models.xavier import Start
 
 
 @pytest.mark.parametrize("gain", [1.0, 1.3])
 def test_weights_have_the_variance_of_their_fans_and_biases_are_zero(gain: float) -> None:
-    start = Start(0, gain, torch.float64)
+    start = Start(generator(0), gain, torch.float64)
     for layer, fans in (
         (start.conv(20, 60), 9 * 80),
         (start.conv(300, 60, 1), 360),
@@ -26,7 +27,7 @@ def test_weights_have_the_variance_of_their_fans_and_biases_are_zero(gain: float
 
 def test_draws_follow_from_the_seed_and_leave_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
-    first, again, other = (Start(seed, 1.0, torch.float32) for seed in (0, 0, 1))
+    first, again, other = (Start(generator(seed), 1.0, torch.float32) for seed in (0, 0, 1))
     one, two = first.conv(2, 3), first.conv(2, 3)
     assert torch.equal(one.weight, again.conv(2, 3).weight) and not torch.equal(one.weight, two.weight)
     assert not torch.equal(one.weight, other.conv(2, 3).weight)
@@ -34,7 +35,7 @@ def test_draws_follow_from_the_seed_and_leave_the_global_generator_alone() -> No
 
 
 def test_stride_one_keeps_the_size() -> None:
-    start = Start(0, 1.0, torch.float32)
+    start = Start(generator(0), 1.0, torch.float32)
     for kernel in (1, 3, 5):
         assert start.conv(1, 1, kernel)(torch.zeros(1, 1, 7, 6)).shape == (1, 1, 7, 6)
     assert start.conv(1, 1, bias=False).bias is None

@@ -1,4 +1,4 @@
-"""What a network is: named parameters, layers, activations, losses, decisions, states, derivatives."""
+"""What a network is: named parameters, layers, activations, losses, decisions, states, derivatives, streams."""
 
 import importlib
 from types import ModuleType
@@ -14,6 +14,7 @@ __all__ = [
     "layer",
     "loss",
     "state",
+    "stream",
     "tree",
 ]
 

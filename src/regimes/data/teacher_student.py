@@ -11,12 +11,10 @@ from torch import Tensor
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.core.stream import entropy
 from regimes.data.dataset import Dataset, Split, count
 
 __all__ = ["Teacher", "teacher"]
-
-# One stream of random numbers for each purpose: more points of one kind change none of another.
-_NEURONS, _TRAIN, _TEST, _FRESH = range(4)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,7 +58,7 @@ class Teacher:
         """
         check_seed(seed)
         count("points", points)
-        return split(self.a, self.b, points, [self.seed, _FRESH, seed], self.b.dtype)
+        return split(self.a, self.b, points, stream(self.seed, *self.b.shape, "fresh", seed), self.b.dtype)
 
     def __repr__(self) -> str:
         return f"Teacher({len(self.a)} units, seed {self.seed}, {self.dataset!r})"
@@ -85,7 +83,8 @@ def teacher(
     each b_k has norm 1 and a_k = -1 or +1. The students are those of :func:`regimes.models.two_layer`.
 
     The same arguments give the same points, whatever the dtype; a smaller training set is the beginning of a
-    larger one, and the test points do not depend on it.
+    larger one, and the test points do not depend on it. Tasks of one seed in other dimensions, or with other units,
+    are independent.
 
     Args:
         inputs: d.
@@ -115,11 +114,11 @@ def teacher(
     check_seed(seed)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise UserError(f"`dtype`: {dtype!r} came, expected a floating type such as torch.float64")
-    random = np.random.default_rng([seed, _NEURONS])
+    random = stream(seed, units, inputs, "neurons")
     b = sphere(random, units, inputs).to(dtype)
     a = torch.from_numpy(random.choice([-1.0, 1.0], units)).to(dtype)
-    train_part = split(a, b, train, [seed, _TRAIN], dtype)
-    test_part = split(a, b, test, [seed, _TEST], dtype)
+    train_part = split(a, b, train, stream(seed, units, inputs, "train"), dtype)
+    test_part = split(a, b, test, stream(seed, units, inputs, "test"), dtype)
     probe_part = Split(test_part.x[:probe], test_part.y[:probe], test_part.labels[:probe])
     provenance = {
         "name": "teacher",
@@ -144,13 +143,18 @@ def check_seed(seed: int) -> None:
         raise UserError(f"`seed`: {seed!r} came, expected a whole number from 0 on")
 
 
+def stream(seed: int, units: int, inputs: int, *purpose: str | int) -> np.random.Generator:
+    """One stream of random numbers for each purpose: more points of one kind change none of another."""
+    return np.random.default_rng(entropy(seed, "teacher", units, inputs, *purpose))
+
+
 def sphere(random: np.random.Generator, points: int, inputs: int) -> Float[Tensor, "n d"]:
     """Points uniform on the unit sphere."""
     x = torch.from_numpy(random.standard_normal((points, inputs)))
     return x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
 
 
-def split(a: Tensor, b: Tensor, points: int, stream: list[int], dtype: torch.dtype) -> Split:
+def split(a: Tensor, b: Tensor, points: int, random: np.random.Generator, dtype: torch.dtype) -> Split:
     """Points of one stream with their targets."""
-    x = sphere(np.random.default_rng(stream), points, b.shape[1]).to(dtype)
+    x = sphere(random, points, b.shape[1]).to(dtype)
     return Split(x, (x @ b.T).relu() @ a, torch.full((points,), -1))

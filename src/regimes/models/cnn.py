@@ -9,6 +9,7 @@ from regimes.control.width import NTK, Law
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.layer import Conv2d, Linear, SpatialMean
+from regimes.core.stream import generator
 from regimes.models.mlp import check_activation, check_law, check_sizes, check_start
 from regimes.models.symmetry import check_symmetric, symmetrize
 
@@ -58,7 +59,7 @@ def cnn(
     check_start(seed, dtype)
     sigma = check_activation(activation)
     check_symmetric(symmetric, width)
-    generator = torch.Generator().manual_seed(seed)
+    source = generator(seed, "cnn", channels, width, outputs, kernel)
     layers: list[nn.Module] = []
     maps = channels
     for level, stride in enumerate(_STRIDES):
@@ -72,7 +73,7 @@ def cnn(
                 padding=padding,
                 scaling=scaling,
                 bias=bias,
-                generator=generator,
+                generator=source,
                 dtype=dtype,
             ),
             sigma(),
@@ -81,7 +82,7 @@ def cnn(
     scaling = law.scaling("output", width, width)
     layers += [
         SpatialMean(),
-        Linear(width, outputs, scaling=scaling, bias=bias, generator=generator, dtype=dtype),
+        Linear(width, outputs, scaling=scaling, bias=bias, generator=source, dtype=dtype),
     ]
     network = nn.Sequential(*layers)
     if symmetric:

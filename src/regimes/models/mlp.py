@@ -13,6 +13,7 @@ from regimes.core.activation import ACTIVATIONS
 from regimes.core.check import checked
 from regimes.core.error import UserError, nearest
 from regimes.core.layer import Linear
+from regimes.core.stream import generator
 from regimes.models.symmetry import check_symmetric, symmetrize
 
 __all__ = ["mlp"]
@@ -54,8 +55,10 @@ def mlp(
             tangent kernel stay; half of the weights are copies, so that the start scatters like that of a
             network of half the width. An output scale multiplies the rounding too: subtract the start
             (:func:`regimes.control.scale`) where that matters.
-        seed: of the start; the same seed gives the same network.
-        dtype: of the parameters.
+        seed: of the start. Networks of one seed and equal inputs, width, depth and outputs start from the same draws
+            of N(0, 1), whatever the law, the activation, the biases and ``symmetric``, so that these compare in
+            pairs. Those of other sizes start from independent draws (:func:`regimes.core.stream.generator`).
+        dtype: of the parameters; in another one other numbers are drawn.
 
     Returns:
         A ``Sequential`` from (n, d) to (n, C).
@@ -71,14 +74,14 @@ def mlp(
     check_start(seed, dtype)
     sigma = check_activation(activation)
     check_symmetric(symmetric, width)
-    generator = torch.Generator().manual_seed(seed)
+    source = generator(seed, "mlp", inputs, width, depth, outputs)
     layers: list[nn.Module] = []
     fan_in = inputs
     for level in range(depth + 1):
         role = "input" if level == 0 else "output" if level == depth else "hidden"
         fan_out = outputs if level == depth else width
         scaling = law.scaling(role, fan_in, width)
-        layers.append(Linear(fan_in, fan_out, scaling=scaling, bias=bias, generator=generator, dtype=dtype))
+        layers.append(Linear(fan_in, fan_out, scaling=scaling, bias=bias, generator=source, dtype=dtype))
         if level < depth:
             layers.append(sigma())
         fan_in = width

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.layer import SpatialMean
+from regimes.core.stream import generator
 from regimes.models.mlp import check_positive, check_sizes, check_start
 from regimes.models.symmetry import check_channels, symmetrize
 from regimes.models.xavier import Start
@@ -54,7 +55,8 @@ def resnet(
             all where 16 does not divide them); the convolutions then have no biases.
         gain: what multiplies the weights of the start.
         symmetric: start with f(w0, x) = 0 for every x, as in :func:`regimes.models.mlp`: channels come in pairs.
-        seed: of the start; the same seed gives the same network.
+        seed: of the start. Networks of one seed and equal channels (in every stage) and outputs start from the same
+            draws of N(0, 1), whatever gain, norm and ``symmetric``; those of other sizes from independent ones.
         dtype: of the parameters. At a large output scale alpha the centred network needs float64.
 
     Returns:
@@ -75,8 +77,8 @@ def resnet(
             f"`norm`: got {norm!r}, expected 'none' or 'group'; batch norm would couple the samples of a batch"
         )
     check_start(seed, dtype)
-    start = Start(seed, gain, dtype)
     maps, *wider = (max(1, round(count * width_factor)) for count in _STAGES)
+    start = Start(generator(seed, "resnet", channels, outputs, maps, *wider), gain, dtype)
     for channels_here in (maps, *wider):
         check_channels(symmetric, channels_here, _groups(channels_here) if norm == "group" else 1)
     stem = [start.conv(channels, maps, bias=norm == "none"), _normed(maps, norm, dtype), nn.ReLU()]

@@ -13,6 +13,7 @@ from regimes.core.activation import ScaledTanh, Softplus
 from regimes.core.check import checked
 from regimes.core.error import UserError, nearest
 from regimes.core.layer import Linear, Scaling
+from regimes.core.stream import generator
 from regimes.models.mlp import check_activation, check_positive, check_sizes, check_start
 from regimes.models.symmetry import check_symmetric, symmetrize
 
@@ -56,7 +57,8 @@ def two_layer(
             the rounding of the sum).
         activation: sigma: "relu", "tanh", or "softplus", ln(1 + exp(5 z)) / 5. They are plain, not normalised to
             unit variance as in :func:`regimes.models.mlp`.
-        seed: of the start; the same seed gives the same network.
+        seed: of the start. Students of one seed and equal inputs and width start from the same draws of N(0, 1),
+            whatever tau, scaling, activation and ``symmetric``; those of another width from independent ones.
         dtype: of the parameters.
 
     Returns:
@@ -79,13 +81,13 @@ def two_layer(
     check_start(seed, dtype)
     sigma = check_activation(activation)
     check_symmetric(symmetric, width)
-    generator = torch.Generator().manual_seed(seed)
+    source = generator(seed, "two-layer", inputs, width)
     # The activations of core stack; their constant factor goes into the multiplier of the next layer.
     last = Scaling(multiplier=width ** _power(scaling) / _FACTORS[activation], std=tau)
     network = nn.Sequential(
-        Linear(inputs, width, scaling=Scaling(std=tau), generator=generator, dtype=dtype),
+        Linear(inputs, width, scaling=Scaling(std=tau), generator=source, dtype=dtype),
         sigma(),
-        Linear(width, 1, scaling=last, generator=generator, dtype=dtype),
+        Linear(width, 1, scaling=last, generator=source, dtype=dtype),
     )
     if symmetric:
         symmetrize(network)

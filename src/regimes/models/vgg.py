@@ -9,6 +9,7 @@ from torch import nn
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.core.stream import generator
 from regimes.models.mlp import check_positive, check_sizes, check_start
 from regimes.models.symmetry import check_channels, symmetrize
 from regimes.models.xavier import Start
@@ -49,7 +50,8 @@ def vgg(
         width_factor: what multiplies the channels of every convolution.
         gain: what multiplies the weights of the start.
         symmetric: start with f(w0, x) = 0 for every x, as in :func:`regimes.models.mlp`: channels come in pairs.
-        seed: of the start; the same seed gives the same network.
+        seed: of the start. Networks of one seed and equal sizes (image, channels of every convolution, outputs) start
+            from the same draws of N(0, 1), whatever gain and ``symmetric``; those of other sizes from independent ones.
         dtype: of the parameters. At a large output scale alpha the centred network needs float64.
 
     Returns:
@@ -66,12 +68,13 @@ def vgg(
     check_positive({"width_factor": width_factor, "gain": gain})
     check_start(seed, dtype)
     height, width = _sides(size)
-    start = Start(seed, gain, dtype)
+    stages = [[max(1, round(count * width_factor)) for count in stage] for stage in _STAGES]
+    names = ("vgg", channels, outputs, height, width, *(scaled for stage in stages for scaled in stage))
+    start = Start(generator(seed, *names), gain, dtype)
     layers: list[nn.Module] = []
     maps = channels
-    for stage in _STAGES:
-        for wanted in stage:
-            scaled = max(1, round(wanted * width_factor))
+    for stage in stages:
+        for scaled in stage:
             check_channels(symmetric, scaled)
             layers += [start.conv(maps, scaled), nn.ReLU()]
             maps = scaled

@@ -1,4 +1,4 @@
-"""Layers of torch that start with Xavier-normal weights and zero biases, from a generator of their own."""
+"""Layers of torch that start with Xavier-normal weights and zero biases, from a given generator."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ class Start:
     The global generator of torch is not touched.
 
     Args:
-        seed: of the generator.
+        generator: of the draws, such as that of :func:`regimes.core.stream.generator`.
         gain: what multiplies the weights.
         dtype: of the parameters.
 
     Source: Glorot, Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks".
     """
 
-    def __init__(self, seed: int, gain: float, dtype: torch.dtype) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.gain, self.dtype = gain, dtype
+    def __init__(self, generator: torch.Generator, gain: float, dtype: torch.dtype) -> None:
+        self.generator, self.gain, self.dtype = generator, gain, dtype
 
     def conv(
         self, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, bias: bool = True

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from regimes import control, models
+from regimes.core.stream import generator
 from regimes.models.xavier import Start
 from regimes.study.field import Count, Index, Positive
 
@@ -95,7 +96,7 @@ class Convolutional(BaseModel):
 
     def _conv(self, channels: int, pixels: int, dtype: torch.dtype) -> nn.Sequential:
         """Four convolutions with ReLU, two max-pools, one linear layer."""
-        start = Start(self.seed, self.gain, dtype)
+        start = Start(generator(self.seed, "conv", channels, pixels, *_CHANNELS), self.gain, dtype)
         layers: list[nn.Module] = []
         maps = channels
         for level, wanted in enumerate(_CHANNELS):

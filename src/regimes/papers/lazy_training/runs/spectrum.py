@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from regimes import measure
 from regimes.core.state import State
+from regimes.core.stream import generator
 from regimes.data import Dataset, Split
 from regimes.data.catalog import describe
 from regimes.papers.recipe.data import ClassImages
@@ -100,9 +101,9 @@ class SpectrumRun(ClassImages, Convolutional, Recipe):
         """The images, or random ones in their place."""
         if self.pixels == "real":
             return super().points(directory)
-        generator = torch.Generator().manual_seed(self.seed)
         shape = describe(self.dataset).shape
-        x = torch.randn(self.n, *shape, generator=generator, dtype=torch.float64)
+        source = generator(self.seed, "pixels", *shape)
+        x = torch.randn(self.n, *shape, generator=source, dtype=torch.float64)
         x = (x / x.square().mean((1, 2, 3), keepdim=True).sqrt()).to(getattr(torch, self.dtype))
         blank = torch.zeros(self.n, dtype=torch.int64)
         split = Split(x, blank, blank)
