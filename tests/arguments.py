@@ -291,14 +291,11 @@ def outcome(name: str, changed: Mapping[str, Any]) -> str:
     """ "refused", "taken", or what is wrong with it."""
     one = public_once()[name]
     arguments = {**BASES[name](), **changed}
-    variable = next(
-        (p.name for p in inspect.signature(one).parameters.values() if p.kind is p.VAR_POSITIONAL), None
-    )
-    args = arguments.pop(variable, ()) if variable else ()
+    args = positional(one, arguments)
     signal.signal(signal.SIGALRM, late)
     signal.alarm(SECONDS)
     try:
-        found = one(*args if isinstance(args, tuple) else (args,), **arguments)
+        found = one(*args, **arguments)
         if isinstance(found, Iterator):
             next(found, None)
         if isinstance(found, Probe):  # it looks at its fields when it is asked
@@ -316,6 +313,17 @@ def outcome(name: str, changed: Mapping[str, Any]) -> str:
     finally:
         signal.alarm(0)
     return "taken"
+
+
+def positional(one: Callable[..., Any], arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """What must be handed over by its place, taken out of the arguments: any number of things, and all before them."""
+    found = list(inspect.signature(one).parameters.values())
+    place = next((i for i, p in enumerate(found) if p.kind is p.VAR_POSITIONAL), None)
+    if place is None:
+        return ()
+    first = [arguments.pop(p.name) for p in found[:place] if p.name in arguments]
+    rest = arguments.pop(found[place].name, ())
+    return (*first, *(rest if isinstance(rest, tuple) else (rest,)))
 
 
 def rules_for(case: Case) -> list[Rule]:

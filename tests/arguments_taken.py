@@ -142,6 +142,20 @@ RULES = (
         "title help cost description paper command name column unit claim id",
         "empty, nonsense",
     ),
+    Rule("any whole number is a seed", "core.stream.entropy core.stream.generator", "seed", "minus one"),
+    Rule(
+        "any word and any whole number is a name",
+        "core.stream.entropy core.stream.generator",
+        "names",
+        "minus one, zero, huge 0, huge 1, empty, nonsense, number",
+    ),
+    Rule(
+        "a true value is any finite number",
+        "report.power.power report.power.units",
+        "truth",
+        "minus one, zero",
+    ),
+    Rule("a design may be large", "report.power.power", "n", HUGE),
     Rule("words are free", "report.claim.Claim", "origin", "empty, nonsense"),
     Rule(
         "a published value is a number or words",

@@ -8,6 +8,7 @@ __all__ = [
     "ensemble",
     "fit",
     "page",
+    "power",
     "table",
 ]
 

@@ -29,6 +29,7 @@ class PowerLaw:
         window: smallest and largest ``x`` asked for, or seen if no window was asked for.
         r2: share of the variance of ``log y`` that the line explains.
         clusters: independent groups behind the error (``n`` if the points stand alone).
+        freedom: degrees of freedom of the error.
         method: how it was fitted, in words.
     """
 
@@ -41,6 +42,7 @@ class PowerLaw:
     window: tuple[float, float]
     r2: float
     clusters: int
+    freedom: float
     method: str
 
     def __call__(self, x: Numbers) -> np.ndarray:
@@ -49,7 +51,7 @@ class PowerLaw:
 
     def estimate(self) -> Estimate:
         """The exponent as a number with its interval, for a claim; ``n`` counts the independent groups."""
-        return Estimate(self.exponent, self.low, self.high, self.clusters, self.method)
+        return Estimate(self.exponent, self.low, self.high, self.clusters, self.method, freedom=self.freedom)
 
 
 @checked
@@ -115,6 +117,7 @@ def power_law(
         window=window or seen,
         r2=1 - rest / spread if spread > 0 else 1.0,
         clusters=clusters,
+        freedom=freedom,
         method=f"log-log least squares, {len(u)} points; {how}; Student t, 95 %",
     )
 

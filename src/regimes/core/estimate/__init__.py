@@ -1,8 +1,8 @@
 """Numbers with intervals: means, shares, and by the jackknife any statistic."""
 
 from regimes.core.estimate.column import Column, Numbers, array, positive
-from regimes.core.estimate.interval import Estimate, quantile
-from regimes.core.estimate.jackknife import Scatter, delete_one, jackknife, jackknife_variance
+from regimes.core.estimate.interval import Estimate, Scatter, quantile
+from regimes.core.estimate.jackknife import delete_one, jackknife, jackknife_variance
 from regimes.core.estimate.mean import mean, two_way, two_way_variances
 from regimes.core.estimate.share import paired_share, share
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
 
-__all__ = ["Estimate", "quantile"]
+__all__ = ["Estimate", "Scatter", "quantile"]
+
+Scatter = Literal["plain", "log", "fisher"]
+"""Where the scatter of a statistic is taken: on itself, on its logarithm, or on its artanh."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Estimate:
         high: upper end of the interval, nan if there is none.
         n: how many independent things (seeds, members, points) it rests on.
         method: how value and interval were obtained, in words; printed on the page.
+        scale: on which value and ends lie evenly: there the interval is value +- quantile(freedom) standard errors.
+        freedom: degrees of freedom of the standard error; None for n - 1.
     """
 
     value: float
@@ -28,6 +34,8 @@ class Estimate:
     high: float
     n: int
     method: str = ""
+    scale: Scatter = "plain"
+    freedom: float | None = None
 
 
 @checked

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.estimate.column import positive
-from regimes.core.estimate.interval import Estimate, quantile
+from regimes.core.estimate.interval import Estimate, Scatter, quantile
 
-__all__ = ["Scatter", "delete_one", "jackknife", "jackknife_variance"]
-
-Scatter = Literal["plain", "log", "fisher"]
-"""Where the scatter of a statistic is taken: on itself, on its logarithm, or on its artanh."""
+__all__ = ["delete_one", "jackknife", "jackknife_variance"]
 
 
 def jackknife_variance(without: np.ndarray) -> float:
@@ -60,12 +57,13 @@ def delete_one(
         there, back = np.arctanh, np.tanh
     else:
         there = back = np.positive
+        scale = "plain"
     half, n = math.nan, len(without)
     if n > 1 and bool(np.isfinite(every).all()):
         half = quantile(n - 1, level) * math.sqrt(jackknife_variance(there(without)))
     with np.errstate(over="ignore"):
         low, high = (float(back(there(value) + end)) for end in (-half, half))
-    return Estimate(value, low, high, n, method)
+    return Estimate(value, low, high, n, method, scale)
 
 
 @checked
@@ -111,14 +109,17 @@ def jackknife(
         return math.log(positive(np.array([found]), "statistic")[0]) if log else found
 
     centre = value(*samples)
-    half = _half(samples, value, level) if min(sizes) > 1 else math.nan
+    half, freedom = _half(samples, value, level) if min(sizes) > 1 else (math.nan, None)
     ends = (centre, centre - half, centre + half)
     point, low, high = (math.exp(end) for end in ends) if log else ends
-    return Estimate(point, low, high, total, f"jackknife over {total} seeds, {100 * level:g} %")
+    method = f"jackknife over {total} seeds, {100 * level:g} %"
+    return Estimate(point, low, high, total, method, "log" if log else "plain", freedom)
 
 
-def _half(samples: Sequence[Sequence[Any] | np.ndarray], value: Callable[..., float], level: float) -> float:
-    """Half the width of the jackknife interval; zero if no member matters."""
+def _half(
+    samples: Sequence[Sequence[Any] | np.ndarray], value: Callable[..., float], level: float
+) -> tuple[float, float | None]:
+    """Half the width of the jackknife interval, zero if no member matters; and its degrees of freedom."""
     parts = []
     for s, sample in enumerate(samples):
         size = len(sample)
@@ -129,6 +130,6 @@ def _half(samples: Sequence[Sequence[Any] | np.ndarray], value: Callable[..., fl
         parts.append((jackknife_variance(np.array(without)), size - 1))
     variance = sum(part for part, _ in parts)
     if not variance > 0:
-        return variance
+        return variance, None
     freedom = variance**2 / sum(part**2 / below for part, below in parts)
-    return quantile(freedom, level) * math.sqrt(variance)
+    return quantile(freedom, level) * math.sqrt(variance), freedom

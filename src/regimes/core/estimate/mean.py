@@ -49,7 +49,8 @@ def mean(values: Numbers, *, log: bool = False, level: float = 0.95) -> Estimate
     half = quantile(n - 1, level) * float(sample.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     ends = (centre, centre - half, centre + half)
     value, low, high = (math.exp(end) for end in ends) if log else ends
-    return Estimate(value, low, high, n, f"{kind} over {n} seeds; Student t, {100 * level:g} %")
+    method = f"{kind} over {n} seeds; Student t, {100 * level:g} %"
+    return Estimate(value, low, high, n, method, "log" if log else "plain")
 
 
 def _check_layout(values: np.ndarray, ends: tuple[float, float] | None) -> None:

@@ -38,7 +38,7 @@ def share(count: int, n: int, *, level: float = 0.95) -> Estimate:
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     low = 0.0 if count == 0 else centre - half
     high = 1.0 if count == n else centre + half
-    return Estimate(p, low, high, n, f"share of {n} samples; Wilson, {100 * level:g} %")
+    return Estimate(p, low, high, n, f"share of {n} samples; Wilson, {100 * level:g} %", freedom=math.inf)
 
 
 @checked
@@ -77,7 +77,8 @@ def paired_share(first: int, second: int, n: int, *, level: float = 0.95) -> Est
     z, value = quantile(math.inf, level), (first - second) / n
     low = -_furthest(second, first, n, z)
     high = _furthest(first, second, n, z)
-    return Estimate(value, low, high, n, f"paired difference on {n} samples; Tango, {100 * level:g} %")
+    method = f"paired difference on {n} samples; Tango, {100 * level:g} %"
+    return Estimate(value, low, high, n, method, freedom=math.inf)
 
 
 def _furthest(b: int, c: int, n: int, z: float) -> float:
