@@ -71,6 +71,6 @@ def least_memory(module: nn.Module, *x: Inputs, reduce: Reduce = "full") -> int:
         assert found is not None, f"no number of bytes in: {caught.value}"
         memory = int(re.sub("[_,]", "", found[1]))
         with suppress(UserError):
-            measure.ntk(module, *x, reduce=reduce, memory=memory)
+            measure.ntk_forecast(module, *x, reduce=reduce, memory=memory)
             break
     return memory
