@@ -153,6 +153,24 @@ def test_tests_that_pages_name_are_there() -> None:
     assert not missing
 
 
+def test_one_name_is_one_thing() -> None:
+    """A class, or a type that files share, has one definition. Studies name their own parts as they like."""
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        if path.name == "__init__.py" or path.is_relative_to(PACKAGE / "papers"):
+            continue
+        own: set[str] = set()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Assign):
+                own |= {ast.unparse(target) for target in node.targets}
+        for name in own & set(public_names(path) or []):
+            places.setdefault(name, []).append(name_of(path))
+    several = {name: found for name, found in places.items() if len(found) > 1 and order(name)[0] == 1}
+    assert not several
+
+
 def test_no_file_is_a_drawer() -> None:
     drawers = [
         name_of(path) for path in PYTHON if path.stem in ("util", "utils", "helpers", "misc", "common")

@@ -18,7 +18,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from regimes import control, measure, train
-from regimes.compare.problem import Fit, Problem, Samples, answers, attempt, pieces
+from regimes.compare.problem import Fit, Problem, Samples, answers, pieces, tried
 from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.derivative import jvp, vjp
 from regimes.core.error import UserError, nearest
@@ -207,7 +207,7 @@ def solved(problem: Problem, solver: Solver, t: float) -> list[Fit]:
         name = "kernel, to the end" if problem.is_squared else "kernel, squared loss"
         end = partial(path, squared, solver.ridge, _END)
         wanted[name] = lambda: (flow if again else end()).at(math.inf)
-    return [each for name, state in wanted.items() for each in attempt(name, partial(fit, name, state))]
+    return [each for name, state in wanted.items() for each in tried(name, partial(fit, name, state))]
 
 
 def _best(problem: Problem, solver: Solver, path: train.KernelPath) -> train.KernelState:

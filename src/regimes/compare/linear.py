@@ -18,7 +18,7 @@ from regimes.compare.fit import Listener, Protocol, Rate, constant, started, ste
 from regimes.compare.kernel import Form, Solver, choose_solver, largest, solved
 from regimes.compare.loop import MakeOptimizer
 from regimes.compare.prepare import Data, made, prepared
-from regimes.compare.problem import Fit, Problem, attempt, losses
+from regimes.compare.problem import Fit, Problem, losses, tried
 from regimes.compare.score import Trial
 from regimes.core.batch import Inputs, feed, take
 from regimes.core.check import checked
@@ -239,15 +239,15 @@ def _fits(ready: _Ready, tick: Listener, kernel: list[Fit] | None) -> Iterator[F
     problem, protocol = ready.problem, ready.protocol
     with exact(problem.train.y.device):
         yield constant(problem)
-        yield from attempt("start", lambda: [started(problem)])
+        yield from tried("start", lambda: [started(problem)])
         for name, network in (("network", problem.network), ("linearisation", ready.linear)):
-            yield from attempt(name, partial(_alone, name, network, problem, protocol, tick))
+            yield from tried(name, partial(_alone, name, network, problem, protocol, tick))
         tick("kernel", 0.0)
         if kernel is not None:
             yield from kernel
             return
         t = protocol.time(protocol.epochs * protocol.steps(len(problem.train)))
-        yield from attempt("kernel", lambda: solved(problem, ready.solver, t))
+        yield from tried("kernel", lambda: solved(problem, ready.solver, t))
 
 
 @contextmanager

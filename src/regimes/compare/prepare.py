@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regimes.compare.problem import Columns, Problem, Samples, answers
+from regimes.compare.problem import Picked, Problem, Samples, answers
 from regimes.core.batch import Inputs, check, count, take, tensors, transform
 from regimes.core.check import shown
 from regimes.core.derivative import Output, check_separable, plain
@@ -53,7 +53,7 @@ def prepared(module: nn.Module, data: Data, seed: int) -> Problem:
             f"`loss`: got {type(data.loss).__name__}, expected a value of regimes.core.loss: squared, cross_entropy"
         )
     dtype = choose_dtype([module], None, None)
-    network = Columns(copy.deepcopy(module).to(dtype), data.output)
+    network = Picked(copy.deepcopy(module).to(dtype), data.output)
     check_separable(network)
     like = next(iter([*trainable(network).values(), *network.parameters()]), torch.zeros(())).detach()
     given = []

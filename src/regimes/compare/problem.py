@@ -18,22 +18,22 @@ from regimes.core.error import UserError
 from regimes.core.loss import Loss, Squared
 
 __all__ = [
-    "Columns",
     "Fit",
+    "Picked",
     "Problem",
     "Samples",
     "Scores",
     "answers",
-    "attempt",
     "losses",
     "pieces",
+    "tried",
 ]
 
 # Samples that are evaluated together where no gradient is asked for.
 _TOGETHER = 1024
 
 
-class Columns(nn.Module):
+class Picked(nn.Module):
     """A module with what is picked from its outputs, as (n, c)."""
 
     def __init__(self, module: nn.Module, output: Output | None) -> None:
@@ -138,7 +138,7 @@ class Fit:
         return Fit(self.name, "not finite", self.seconds)
 
 
-def attempt(name: str, models: Callable[[], list[Fit]]) -> list[Fit]:
+def tried(name: str, models: Callable[[], list[Fit]]) -> list[Fit]:
     """The trained models, or a row that says why there are none: those that are trained already are kept."""
     began = time.perf_counter()
     try:

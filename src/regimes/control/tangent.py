@@ -9,20 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regimes.core.derivative import transposed
+from regimes.core.derivative import Function, transposed
 from regimes.core.error import UserError
 from regimes.core.forward import by_forward_mode
 from regimes.core.tree import Tree
 
-__all__ = ["Outputs", "Route", "by_reverse_mode", "settle", "transposed_twice"]
+__all__ = ["Route", "by_reverse_mode", "settle", "transposed_twice"]
 
-Outputs = Callable[[Tree], Tensor]
-"""f(., x): outputs by named parameters."""
-Route = Callable[[Outputs, Tree, Tree], tuple[Tensor, Tensor]]
+Route = Callable[[Function, Tree, Tree], tuple[Tensor, Tensor]]
 """From f(., x), a and v to f(a, x) and J(a, x) v; the gradient of the second by v is J^T u."""
 
 
-def by_both_modes(outputs: Outputs, at: Tree, along: Tree) -> tuple[Tensor, Tensor]:
+def by_both_modes(outputs: Function, at: Tree, along: Tree) -> tuple[Tensor, Tensor]:
     """J v in forward mode, J^T u by the graph of f: where a tangent has no derivative of its own."""
     with torch.no_grad():
         _, slope = by_forward_mode(outputs, at, {name: v.detach() for name, v in along.items()})
@@ -30,7 +28,7 @@ def by_both_modes(outputs: Outputs, at: Tree, along: Tree) -> tuple[Tensor, Tens
     return value.detach(), _adjoint(slope, value, leaves, along)
 
 
-def by_reverse_mode(outputs: Outputs, at: Tree, along: Tree) -> tuple[Tensor, Tensor]:
+def by_reverse_mode(outputs: Function, at: Tree, along: Tree) -> tuple[Tensor, Tensor]:
     """J v as the derivative of u -> (J^T u) . v, with J^T u for its gradient by v.
 
     Raises:
@@ -53,7 +51,7 @@ def by_reverse_mode(outputs: Outputs, at: Tree, along: Tree) -> tuple[Tensor, Te
     return value.detach(), _adjoint(slope, value, leaves, along)
 
 
-def transposed_twice(outputs: Outputs, at: Tree, along: Tree) -> tuple[Tensor, Tensor]:
+def transposed_twice(outputs: Function, at: Tree, along: Tree) -> tuple[Tensor, Tensor]:
     """The same for the transforms of ``torch.func``, which may then map or differentiate it to any order.
 
     Forward modes do not nest: those of torch refuse, or lose the derivative of an autograd.Function without a
@@ -64,7 +62,7 @@ def transposed_twice(outputs: Outputs, at: Tree, along: Tree) -> tuple[Tensor, T
     return value, push(dict(along))[0]
 
 
-def settle(outputs: Outputs, at: Tree) -> Route:
+def settle(outputs: Function, at: Tree) -> Route:
     """The cheapest route that is right for this f: J v and J^T u of it are transposes of one another.
 
     Some operations have no forward mode, some no derivative of their tangent, and some lose a tangent or a second
@@ -109,7 +107,7 @@ def _pulled(value: Tensor, leaves: list[Tensor], u: Tensor) -> tuple[Tensor, ...
         raise UserError(f"`module`: has no gradient by its parameters ({_reason(error)})") from error
 
 
-def _fits(route: Route, outputs: Outputs, at: Tree, u: Tensor, v: Tree, tolerance: float) -> bool:
+def _fits(route: Route, outputs: Function, at: Tree, u: Tensor, v: Tree, tolerance: float) -> bool:
     """Whether u . J v is |v|^2 and the gradient of u . J v is v, for v = J^T u."""
     leaves = {name: value.detach().requires_grad_() for name, value in v.items()}
     with torch.enable_grad():
@@ -143,7 +141,7 @@ def _reason(error: RuntimeError) -> str:
     return str(error).splitlines()[0]
 
 
-def _graph(outputs: Outputs, at: Tree) -> tuple[Tensor, list[Tensor]]:
+def _graph(outputs: Function, at: Tree) -> tuple[Tensor, list[Tensor]]:
     """f(a, x) with the graph that leads to a."""
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in at.values()]

@@ -20,6 +20,7 @@ from regimes.core.tree import Tree, dot, norm, trainable
 
 __all__ = [
     "RANDOM",
+    "Function",
     "Output",
     "balanced",
     "bind",
@@ -352,7 +353,7 @@ def vjp(
     return out.detach(), dict(zip(leaves, found, strict=True))
 
 
-def hvp(function: Callable[[Tree], Tensor], parameters: Tree, direction: Tree) -> dict[str, Tensor]:
+def hvp(function: Function, parameters: Tree, direction: Tree) -> dict[str, Tensor]:
     """H v by name, H the Hessian of a scalar function of named parameters: the gradient of grad . v.
 
     >>> w = {"w": torch.tensor([1.0, 2.0])}
