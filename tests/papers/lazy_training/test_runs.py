@@ -34,6 +34,10 @@ COMPANIES = {
         STUDENT.model_copy(update={"tau": tau, "lr": lr, "seed": seed, "linear": seed == 1})
         for tau, lr, seed in ((0.1, 2.0, 0), (1.0, 0.2, 1), (1.0, 0.1, 0))
     ],
+    "students of odd sizes": [
+        STUDENT.model_copy(update={"tau": tau, "seed": seed, "width": 10, "inputs": 3, "n": 7})
+        for tau, seed in ((0.1, 0), (1.0, 1), (2.0, 0))
+    ],
     "images": [IMAGE.model_copy(update={"alpha": alpha}) for alpha in (1.0, 100.0)],
 }
 
@@ -55,7 +59,7 @@ def test_members_of_one_program_share_what_is_stacked() -> None:
     assert STUDENT.model_copy(update={"width": 16}).batch != STUDENT.batch
     assert RATE.model_copy(update={"seed": 1}).batch != RATE.batch
     assert STUDENT.cap > 1
-    assert STUDENT.model_copy(update={"width": 10}).cap == 1
+    assert STUDENT.model_copy(update={"width": 10}).cap == STUDENT.cap
 
 
 def test_the_steps_of_the_flow_are_small_enough() -> None:

@@ -1,27 +1,102 @@
-"""The rates of the theorem: gradient flow of a small network against that of its linearisation."""
+"""The first experiment: gradient flow of a small network against that of its linearisation."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import Annotated, ClassVar, Self
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
-from regimes.study import Run
-from regimes.study.field import Count, Index, Positive, Rows, Tick
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from regimes.train.program import Program
+from regimes import data, measure, models, train
+from regimes.core.jacobian import jacobian
+from regimes.core.loss import squared
+from regimes.core.state import State
+from regimes.core.tree import trainable
+from regimes.data import Dataset
+from regimes.measure.probe import numbers
+from regimes.papers.recipe.network import Scaled
+from regimes.papers.recipe.recipe import Recipe, Scene
+from regimes.study.field import Count, Index, Positive
 
 __all__ = ["RateRun"]
 
+_SUPREMA = ("moved", "apart", "missed")
 
-class RateRun(Run):
+
+@dataclass(frozen=True, eq=False)
+class LinearFlow:
+    """The flow of the linearised model, in closed form; the same for all members of a program, whatever their scale.
+
+    Attributes:
+        scene: the members, which share data and start.
+    """
+
+    scene: Scene
+
+    @cached_property
+    def _jacobian(self) -> Tensor:
+        """The Jacobian of f at the start, (n, parameters)."""
+        x = self.scene.train.x
+        network = self.scene.runs[0].start(tuple(x.shape[1:]))
+        rows = jacobian(network, trainable(network), x)
+        return torch.cat([rows[name].reshape(len(x), -1) for name in trainable(network)], 1)
+
+    @cached_property
+    def _path(self) -> train.KernelPath:
+        return train.kernel(self._jacobian @ self._jacobian.T, self.scene.train.y)
+
+    def at(self, time: float) -> tuple[Tensor, Tensor]:
+        """F (n, 1), and alpha times the way of the parameters (parameters,)."""
+        state = self._path.at(time)
+        return state.outputs, self._jacobian.T @ state.coefficients[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class FromLinear(measure.Probe):
+    """The largest distances of a member, over all steps, from its start and from its linearisation.
+
+    Values: ``moved``, of the weights from their start; ``apart``, from those of the linear model; ``missed``, of the
+    outputs from those of the linear model, root mean square over samples.
+
+    Attributes:
+        linear: the linearisation.
+    """
+
+    linear: LinearFlow
+    _largest: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def columns(self) -> measure.Columns:
+        """The three suprema."""
+        return numbers(*_SUPREMA)
+
+    def follow(self, state: State) -> None:
+        """Compare at every step; what is not finite stays so."""
+        x = self.linear.scene.train.x
+        outputs, way = self.linear.at(state.time)
+        w, start = (
+            torch.cat([each.flatten() for each in tree.values()]) for tree in (state.parameters, state.origin)
+        )
+        moved = w - start
+        missed = (state(x) if state.outputs is None else state.outputs) - outputs
+        found = (moved, moved - way / self.linear.scene.runs[state.member].alpha, missed / math.sqrt(len(x)))
+        for name, distance in zip(_SUPREMA, found, strict=True):
+            norm = float(distance.norm())
+            before = self._largest.get(name, 0.0)
+            self._largest[name] = norm if math.isnan(norm) else max(before, norm)
+
+    def look(self, state: State) -> Mapping[str, float]:
+        """The suprema so far."""
+        return dict(self._largest)
+
+
+class RateRun(Scaled, Recipe):
     r"""Gradient flow of a small smooth network against that of its linearisation, to a fixed time.
 
     :math:`F = \alpha (f(w) - f(w_0))`, a fully connected network with softplus, NTK law, squared loss, float64.
@@ -35,19 +110,11 @@ class RateRun(Run):
         n: training points.
         horizon: T.
         dt: the step.
-        alpha: the output scale.
         seed: of data and start.
     """
 
-    version: ClassVar[int] = 1
-    columns: ClassVar[Mapping[str, Any]] = {
-        "status": str,
-        "step": int,
-        "moved": float,
-        "apart": float,
-        "missed": float,
-        "seconds": float,
-    }
+    version: ClassVar[int] = 2
+    tells: ClassVar[Mapping[str, str]] = {"status": "status", "step": "step"}
 
     inputs: Count = 5
     width: Count = 12
@@ -55,7 +122,6 @@ class RateRun(Run):
     n: Annotated[int, Field(ge=2)] = 20
     horizon: Positive = 10.0
     dt: Positive = 0.05
-    alpha: Positive = 1.0
     seed: Index = 0
 
     @property
@@ -67,72 +133,38 @@ class RateRun(Run):
         """Rough seconds: four gradients a step, of members that are small."""
         return 4 * self.horizon / self.dt * (5e-5 + 6 * self.n * self.depth * self.width**2 / 1e10)
 
+    @property
+    def label(self) -> str:
+        """What it is about."""
+        return "rates"
+
+    @property
+    def when(self) -> measure.When:
+        """At the end alone."""
+        return measure.at_end()
+
+    def points(self, directory: Path | None) -> Dataset:
+        """Those of a teacher."""
+        return _points(self.inputs, self.n, self.seed)
+
+    def start(self, shape: tuple[int, ...]) -> nn.Module:
+        """The network at its start."""
+        return models.mlp(self.inputs, self.width, self.depth, seed=self.seed)
+
     @classmethod
-    def perform(cls, runs: Sequence[Run], data: Path | None, tick: Tick) -> Iterator[tuple[Run, Rows]]:
-        """Follow both flows of all members; yield each with its row at the end."""
-        began = time.perf_counter()
-        members = cast("Sequence[RateRun]", runs)
-        steps = round(members[0].horizon / members[0].dt)
-        found = _follow(members, steps, tick)
-        for run, (moved, apart, missed) in zip(members, found, strict=True):
-            row = {"status": "finished", "step": steps, "moved": moved, "apart": apart, "missed": missed}
-            if not math.isfinite(moved + apart + missed):
-                row["status"] = "diverged"
-            yield run, [row | {"seconds": (time.perf_counter() - began) / len(members)}]
+    def states(cls, runs: Sequence[Self], modules: Sequence[nn.Module], scene: Scene) -> Iterable[State]:
+        """The flow of all members."""
+        steps = round(runs[0].horizon / runs[0].dt)
+        return train.runge_kutta(
+            modules, scene.train.x, scene.train.y, dt=runs[0].dt, steps=steps, loss=squared
+        )
+
+    @classmethod
+    def probes(cls, scene: Scene) -> Sequence[measure.Probe]:
+        """The distances of the theorem."""
+        return [FromLinear(LinearFlow(scene))]
 
 
-def _follow(runs: Sequence[RateRun], steps: int, tick: Tick) -> list[list[float]]:
-    """sup ||w - w0||, sup ||w - w_lin|| and sup |F - F_lin| (root mean square over samples) of each member."""
-    import torch
-
-    from regimes import control, data, models, train
-    from regimes.core.jacobian import jacobian
-    from regimes.core.loss import squared
-    from regimes.core.tree import trainable
-    from regimes.train.program import Program
-
-    first = runs[0]
-    points = data.teacher(first.inputs, train=first.n, test=1, seed=first.seed).dataset.train
-    network = models.mlp(first.inputs, first.width, first.depth, seed=first.seed)
-    program = Program([control.scale(network, run.alpha) for run in runs], squared, torch.float64)
-    rows = jacobian(network, trainable(network), points.x)
-    j = torch.cat([rows[name].reshape(first.n, -1) for name in program.layout.names], 1)
-    linear = train.kernel(j @ j.T, points.y)
-    start = program.start()
-    flow = _Flow(program, points.x, points.y)
-    w, alpha = start, program.alpha[:, None]
-    largest = torch.zeros(len(runs), 3, dtype=torch.float64)
-    for step in range(steps + 1):
-        tick(f"rates: {len(runs)} members, step {step}")
-        state = linear.at(step * first.dt)
-        outputs, slope = flow(w)
-        along = torch.nn.functional.pad(j.T @ state.coefficients[:, 0], (0, w.shape[1] - j.shape[1]))
-        moved = w - start
-        distances = (moved, moved - along / alpha, (outputs - state.outputs)[..., 0] / math.sqrt(first.n))
-        seen = [[float(row.norm()) for row in each] for each in distances]
-        largest = torch.maximum(largest, torch.tensor(seen, dtype=torch.float64).T)
-        if step < steps:
-            w = flow.step(w, slope, first.dt)
-    return largest.tolist()
-
-
-class _Flow:
-    """dw/dt of all members, and a step of the classical Runge-Kutta method."""
-
-    def __init__(self, program: Program, x: Tensor, y: Tensor) -> None:
-        import torch
-
-        self._program, self._x, self._y = program, x, y
-        self._members, self._offsets = torch.arange(len(program.modules)), program.offsets(x)
-
-    def __call__(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """F (m, n, 1) and dw/dt (m, total)."""
-        outputs, _, g = self._program.gradient(w, self._members, self._x, self._y, self._offsets)
-        return outputs, -g
-
-    def step(self, w: Tensor, slope: Tensor, dt: float) -> Tensor:
-        """w at t + dt, from dw/dt at t."""
-        second = self(w + dt / 2 * slope)[1]
-        third = self(w + dt / 2 * second)[1]
-        fourth = self(w + dt * third)[1]
-        return w + dt / 6 * (slope + 2 * second + 2 * third + fourth)
+@lru_cache(maxsize=2)
+def _points(inputs: int, n: int, seed: int) -> Dataset:
+    return data.teacher(inputs, train=n, test=1, seed=seed).dataset

@@ -1,20 +1,23 @@
-"""Students of a teacher: two-layer networks that start small or large."""
+"""The second experiment, students of a teacher: two-layer networks that start small or large."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal, Self
 
-from regimes.study import Run
-from regimes.study.field import Count, Index, Positive, Rows, Tick
+import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from regimes.data import Teacher
+from regimes import data, measure, models, train
+from regimes.core.loss import squared
+from regimes.core.state import State
+from regimes.data import Dataset, Teacher
+from regimes.measure.probe import numbers
+from regimes.papers.recipe.recipe import Recipe, Scene
+from regimes.study.field import Count, Index, Positive
 
 __all__ = ["StudentRun"]
 
@@ -23,7 +26,63 @@ __all__ = ["StudentRun"]
 _LOOKS = 60
 
 
-class StudentRun(Run):
+@dataclass(frozen=True, eq=False)
+class Lesson(measure.Snapshot):
+    """What a student has learnt.
+
+    Values: ``test_loss``, half the mean squared error; ``best_loss``, the least at any look so far; of a traced student
+    its ``neurons`` :math:`|a_j| b_j` and at the end those of its ``teacher``; at the end, where the linearised model is
+    asked for, its ``linear_loss`` after the same time.
+
+    Attributes:
+        scene: the students, each with a teacher and points of its own.
+    """
+
+    scene: Scene
+    _best: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def columns(self) -> measure.Columns:
+        """All of it."""
+        lists = {"neurons": list[float], "teacher": list[float]}
+        return {**numbers("test_loss", "best_loss", "linear_loss"), **lists}
+
+    def look(self, state: State) -> Mapping[str, float | list[float]]:
+        """The losses now, and at the end what only the last row holds."""
+        run, test = self.scene.runs[state.member], self.scene.data[state.member].test
+        with torch.no_grad():
+            loss = _half(state(test.x)[:, 0] - test.y)
+        self._best["loss"] = min(loss, self._best.get("loss", loss))
+        found: dict[str, float | list[float]] = {"test_loss": loss, "best_loss": self._best["loss"]}
+        ended = state.status != "running"
+        if run.traced:
+            b, a = state.parameters.values()
+            found["neurons"] = (a[0].abs()[:, None] * b).reshape(-1).tolist()
+            if ended:
+                teacher = run.teacher()
+                found["teacher"] = (teacher.a[:, None] * teacher.b).reshape(-1).tolist()
+        if run.linear and ended:
+            found["linear_loss"] = self._linear(state)
+        return found
+
+    def _linear(self, state: State) -> float:
+        """The test loss of the linearised model at the same time, from its kernel."""
+        own = self.scene.data[state.member]
+        start = state.initial()
+        with torch.no_grad():
+            at_train, at_test = start(own.train.x), start(own.test.x)
+        known = {"reduce": "trace", "parameters": start.parameters}
+        path = train.kernel(measure.ntk(state.module, own.train.x, **known), own.train.y, start=at_train)
+        cross = measure.ntk(state.module, own.test.x, own.train.x, **known)
+        return _half(path.at(state.time).predict(cross, at_test)[:, 0] - own.test.y)
+
+
+def _half(missed: Tensor) -> float:
+    """Half the mean square."""
+    return float(missed.square().mean()) / 2
+
+
+class StudentRun(Recipe):
     r"""A two-layer ReLU network taught by one of few neurons: full-batch gradient descent, squared loss, float64.
 
     Inputs are uniform on the unit sphere. Losses are half mean squared errors. The last row holds that of the
@@ -46,18 +105,8 @@ class StudentRun(Run):
         seed: of teacher, points and start.
     """
 
-    version: ClassVar[int] = 1
-    columns: ClassVar[Mapping[str, Any]] = {
-        "status": str,
-        "step": int,
-        "train_loss": float,
-        "test_loss": float,
-        "best_loss": float,
-        "linear_loss": float,
-        "neurons": list[float],
-        "teacher": list[float],
-        "seconds": float,
-    }
+    version: ClassVar[int] = 2
+    tells: ClassVar[Mapping[str, str]] = {"status": "status", "step": "step", "train_loss": "loss"}
 
     inputs: Count = 50
     units: Count = 3
@@ -80,109 +129,61 @@ class StudentRun(Run):
 
     @property
     def cap(self) -> int:
-        """So many that their activations fit the cache; one where a member would not begin on a cache line."""
-        if self.n * self.inputs % 8 or self.width % 8:
-            return 1
+        """So many that their activations fit the cache."""
         return max(1, min(32, (1 << 19) // (self.n * self.width)))
 
     def cost(self) -> float:
         """Rough seconds: the products of a step at the speed of a common core."""
         return self.steps * (5e-5 + 6 * self.n * self.inputs * self.width / 3e10)
 
+    @property
+    def label(self) -> str:
+        """How wide it is."""
+        return f"students m={self.width}"
+
+    @property
+    def when(self) -> measure.When:
+        """The start, the last step, and some in between, evenly in their logarithm."""
+        looks = sorted({0, self.steps} | {round(self.steps ** (i / _LOOKS)) for i in range(_LOOKS)})
+        return lambda step: next((later for later in looks if later > step), self.steps)
+
+    def teacher(self) -> Teacher:
+        """The teacher, and its points."""
+        return _teacher(self.inputs, self.units, self.n, self.n_test, self.seed)
+
+    def points(self, directory: Path | None) -> Dataset:
+        """Those of the teacher."""
+        return self.teacher().dataset
+
+    def network(self, shape: tuple[int, ...]) -> nn.Module:
+        """The student at its start."""
+        return models.two_layer(
+            self.inputs,
+            self.width,
+            scaling=self.scaling,
+            tau=self.tau,
+            symmetric=self.symmetric,
+            seed=self.seed,
+        )
+
     @classmethod
-    def perform(cls, runs: Sequence[Run], data: Path | None, tick: Tick) -> Iterator[tuple[Run, Rows]]:
-        """Train the members as one stack; yield each with its rows at the end."""
-        yield from _teach(cast("Sequence[StudentRun]", runs), tick)
+    def states(cls, runs: Sequence[Self], modules: Sequence[nn.Module], scene: Scene) -> Iterable[State]:
+        """Full-batch descent, each student on its own points with its own step."""
+        return train.descent(
+            modules,
+            [own.train.x for own in scene.data],
+            [own.train.y for own in scene.data],
+            lr=[run.lr for run in runs],
+            loss=squared,
+            steps=runs[0].steps,
+        )
+
+    @classmethod
+    def probes(cls, scene: Scene) -> Sequence[measure.Probe]:
+        """What the students have learnt."""
+        return [Lesson(scene)]
 
 
-def _teach(runs: Sequence[StudentRun], tick: Tick) -> Iterator[tuple[StudentRun, Rows]]:
-    import torch
-
-    from regimes import data
-    from regimes.core.derivative import call
-    from regimes.core.layer import stack_of
-
-    began = time.perf_counter()
-    tasks = [data.teacher(r.inputs, units=r.units, train=r.n, test=r.n_test, seed=r.seed) for r in runs]
-    networks = [_student(run) for run in runs]
-    stack, names = stack_of(networks[0]), [name for name, _ in networks[0].named_parameters()]
-    w = [torch.stack([network.get_parameter(name).detach() for network in networks]) for name in names]
-    x, y, x_test, y_test = (
-        torch.stack([getattr(getattr(task.dataset, part), name) for task in tasks])
-        for part in ("train", "test")
-        for name in ("x", "y")
-    )
-    lr = torch.tensor([run.lr for run in runs], dtype=torch.float64)[:, None, None]
-    looks, steps = _looks(runs[0].steps), runs[0].steps
-    rows: list[Rows] = [[] for _ in runs]
-    for step in range(steps + 1):
-        leaves = [each.requires_grad_() for each in w]
-        missed = call(stack, dict(zip(names, leaves, strict=True)), x)[..., 0] - y
-        gradients = torch.autograd.grad(missed.square().mean(1).sum() / 2, leaves)
-        w = [each.detach() for each in leaves]
-        if step in looks:
-            with torch.no_grad():
-                apart = call(stack, dict(zip(names, w, strict=True)), x_test)[..., 0] - y_test
-            tick(f"students m={runs[0].width}: {len(runs)} members, step {step}")
-            for i, run in enumerate(runs):
-                _look(rows[i], run, step, missed[i], apart[i], (w[0][i], w[1][i]))
-        if step < steps:
-            w = [each - lr * g for each, g in zip(w, gradients, strict=True)]
-    for run, task, network, own in zip(runs, tasks, networks, rows, strict=True):
-        own[-1] |= _ending(run, task, network)
-        own[-1]["seconds"] = (time.perf_counter() - began) / len(runs)
-        yield run, own
-
-
-def _student(run: StudentRun) -> nn.Sequential:
-    """The student at its start."""
-    from regimes import models
-
-    return models.two_layer(
-        run.inputs, run.width, scaling=run.scaling, tau=run.tau, symmetric=run.symmetric, seed=run.seed
-    )
-
-
-def _looks(steps: int) -> set[int]:
-    """Steps to look at: 0, the last one, and some in between, evenly in their logarithm."""
-    return {0, steps} | {round(steps ** (i / _LOOKS)) for i in range(_LOOKS)}
-
-
-def _look(
-    rows: Rows, run: StudentRun, step: int, missed: Tensor, apart: Tensor, w: tuple[Tensor, Tensor]
-) -> None:
-    """One more row of a member: errors on training and test points, and weights (b, a)."""
-    train_loss, test_loss = (float(each.detach().square().mean()) / 2 for each in (missed, apart))
-    last = step == run.steps
-    fine = math.isfinite(train_loss)
-    row: dict[str, Any] = {
-        "status": ("finished" if fine else "diverged") if last else "running",
-        "step": step,
-        "train_loss": train_loss,
-        "test_loss": test_loss,
-        "best_loss": min([test_loss, *(before["test_loss"] for before in rows)]),
-    }
-    if run.traced:
-        b, a = w
-        row["neurons"] = (a[0].abs()[:, None] * b).reshape(-1).tolist()
-    rows.append(row)
-
-
-def _ending(run: StudentRun, task: Teacher, network: nn.Sequential) -> dict[str, Any]:
-    """What only the last row holds: the directions of the teacher, the loss of the linearised model."""
-    import torch
-
-    from regimes import measure, train
-
-    found: dict[str, Any] = {}
-    if run.traced:
-        found["teacher"] = (task.a[:, None] * task.b).reshape(-1).tolist()
-    if run.linear:
-        points, others = task.dataset.train, task.dataset.test
-        with torch.no_grad():
-            start, there = network(points.x), network(others.x)
-        path = train.kernel(measure.ntk(network, points.x, reduce="trace"), points.y, start=start)
-        cross = measure.ntk(network, others.x, points.x, reduce="trace")
-        said = path.at(run.lr * run.steps).predict(cross, there)[:, 0]
-        found["linear_loss"] = float((said - others.y).square().mean()) / 2
-    return found
+@lru_cache(maxsize=64)
+def _teacher(inputs: int, units: int, n: int, n_test: int, seed: int) -> Teacher:
+    return data.teacher(inputs, units=units, train=n, test=n_test, seed=seed)
