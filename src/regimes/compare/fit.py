@@ -19,10 +19,10 @@ from regimes.core.error import UserError
 from regimes.core.loss import Loss
 from regimes.core.state import State
 from regimes.core.tree import trainable
+from regimes.train.descent import Rate
 
-__all__ = ["Listener", "Protocol", "Rate", "constant", "flow_time", "started", "stepped"]
+__all__ = ["Listener", "Protocol", "constant", "flow_time", "started", "stepped"]
 
-Rate = Callable[[int], float]
 Listener = Callable[[str, float], None]
 """Hears of what is at work, and of the epochs done since it last heard."""
 

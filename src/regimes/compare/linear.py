@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regimes import control
 from regimes.compare.comparison import Comparison, Criterion, conclude
-from regimes.compare.fit import Listener, Protocol, Rate, constant, started, stepped
+from regimes.compare.fit import Listener, Protocol, constant, started, stepped
 from regimes.compare.kernel import Form, Solver, choose_solver, largest, solved
 from regimes.compare.loop import MakeOptimizer
 from regimes.compare.prepare import Data, made, prepared
@@ -26,6 +26,7 @@ from regimes.core.derivative import Output, exact
 from regimes.core.error import UserError
 from regimes.core.loss import CrossEntropy, Loss, Squared
 from regimes.core.progress import progress_of
+from regimes.train.descent import Rate
 
 __all__ = ["would_linear_do"]
 

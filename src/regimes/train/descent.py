@@ -18,9 +18,10 @@ from regimes.core.loss import Loss, soft_hinge
 from regimes.train.engine import Engine, Front
 from regimes.train.prepare import Given, prepare
 
-__all__ = ["Descent", "descent", "order"]
+__all__ = ["Descent", "Rate", "descent", "order"]
 
 Rate = Callable[[int], float]
+"""The learning rate, from the number of the step."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from regimes.measure.kernel.operator import ntk_operator
 from tests import reference
 from tests.measure.awkward import CASES, F64, Case, D, build, samples
 from tests.measure.awkward_case import Net
+from tests.measure.awkward_forward import Cube
 from tests.measure.awkward_refused import BRANCHING, COUPLED, UNSEPARABLE
 from tests.measure.kernel.limits import Peak
 from tests.properties import assert_close
@@ -57,19 +58,6 @@ def dense(operator: Any) -> Tensor:
 def built(case: Case) -> nn.Module:
     torch.manual_seed(1)
     return case.module().to(F64)
-
-
-class Cube(torch.autograd.Function):
-    """x^3 without a forward mode."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return 3 * ctx.saved_tensors[0] ** 2 * grad
 
 
 class Cubed(nn.Module):
