@@ -193,6 +193,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "measure.Pattern": of({"inputs": inputs}),
     "measure.Times": values(),
     "measure.alignment": of({"k": kernel, "y": signs}),
+    "measure.at_end": values(),
     "measure.averaging": of({"targets": signs}, outputs=inputs().T),
     "measure.drift": of({"k": kernel, "k0": kernel}),
     "measure.error_rate": of({"targets": signs}, outputs=inputs()[:, 0]),
