@@ -3,20 +3,14 @@
 import importlib
 from types import ModuleType
 
-__all__ = [
-    "card",
-    "catalog",
-    "feature_lazy",
-    "iterative_linearisation",
-    "lazy_training",
-    "recipe",
-    "rich_regime",
-    "two_regimes",
-]
+__all__ = ["card", "catalog"]
 
 
 def __getattr__(name: str) -> ModuleType:
     """Import a file or folder on first use: the cards are read before anything heavy is."""
-    if name in __all__:
-        return importlib.import_module(f"regimes.papers.{name}")
-    raise AttributeError(f"module 'regimes.papers' has no attribute '{name}'")
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

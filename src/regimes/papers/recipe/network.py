@@ -31,7 +31,7 @@ class Scaled(BaseModel, ABC):
 
     @abstractmethod
     def start(self, shape: tuple[int, ...]) -> nn.Module:
-        """f at its start, for inputs (n, *shape)."""
+        """f at its start, for inputs of this shape, without the samples."""
 
     def network(self, shape: tuple[int, ...]) -> nn.Module:
         """F at its start."""

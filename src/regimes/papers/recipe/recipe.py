@@ -94,7 +94,7 @@ class Recipe(Run):
 
     @abstractmethod
     def network(self, shape: tuple[int, ...]) -> nn.Module:
-        """The network at its start, scaled, for inputs (n, *shape)."""
+        """The network at its start, scaled, for inputs of this shape, without the samples."""
 
     @classmethod
     @abstractmethod
