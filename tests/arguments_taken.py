@@ -139,7 +139,7 @@ RULES = (
     Rule(
         "words are free",
         "*",
-        "title help cost description paper command name column unit claim id",
+        "title help cost description paper command name column unit claim id what why effect reason",
         "empty, nonsense",
     ),
     Rule("any whole number is a seed", "core.stream.entropy core.stream.generator", "seed", "minus one"),
@@ -155,6 +155,7 @@ RULES = (
         "truth",
         "minus one, zero",
     ),
+    Rule("a true value is any number in the range", "report.claim.Claim", "truth", "zero"),
     Rule("a design may be large", "report.power.power", "n", HUGE),
     Rule("words are free", "report.claim.Claim", "origin", "empty, nonsense"),
     Rule(
@@ -191,6 +192,9 @@ RULES = (
         "frame",
         "empty",
     ),
+    Rule("none have these values", "report.table.select", "frame", "empty"),
+    Rule("columns that are not there are left out", "report.table.shared", "rows", "other columns"),
+    Rule("a study of which nothing was changed", "study.Study", "protocol", "empty"),
     Rule("nothing to do is done", "*", "columns texts classes probes found shown notes split", "empty"),
     Rule("a factor may be any finite number", "core.activation.Softplus", "a", "minus one, zero"),
     Rule("a factor may be any finite number", "core.layer.Scaling", "multiplier", "minus one, zero"),

@@ -24,7 +24,12 @@ __all__ = ["app", "main"]
 MISTAKE = 2
 INTERRUPTED = 130
 LONGEST = 1000
-COLOURS = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
+COLOURS = {
+    "reproduced": "green",
+    "not reproduced": "red",
+    "inconclusive": "yellow",
+    "outside this scale": "blue",
+}
 
 
 class Commands(TyperGroup):
@@ -185,8 +190,10 @@ def claims(
         bool, typer.Option("--json", help="Print a list of objects instead of a table.")
     ] = False,
 ) -> None:
-    """Show the verdict on each claim. Exit code 0 if all are reproduced, else 1."""
-    from regimes.report.claim import dumps, verdicts
+    """Show the verdict on each claim. Exit code 0 if all that the scale can decide are reproduced, and all controls
+    hold; else 1.
+    """
+    from regimes.report.claim import dumps, holds, verdicts
     from regimes.report.decide import with_ways
     from regimes.study import Store
 
@@ -202,8 +209,9 @@ def claims(
     else:
         from regimes.report.page import headline
 
-        typer.echo("\n".join([*lines_of(found), headline(found)]))
-    raise typer.Exit(0 if found and all(one["verdict"] == "reproduced" for one in found) else 1)
+        log = logged(len(held.protocol))
+        typer.echo("\n".join([*lines_of(found), headline(found), *log]))
+    raise typer.Exit(0 if holds(found) else 1)
 
 
 @app.command()
@@ -240,18 +248,40 @@ def check_device(device: str | None) -> None:
             )
 
 
+def logged(changes: int) -> list[str]:
+    """That there is a protocol log, if there is.
+
+    >>> logged(1), logged(0)
+    (['protocol log: 1 change, see the report'], [])
+    """
+    return [f"protocol log: {changes} change{'s' * (changes > 1)}, see the report"] if changes else []
+
+
 def lines_of(verdicts: list[dict[str, Any]]) -> list[str]:
-    """The verdicts as a table for the terminal; under each line the sentence, and a note if there is one."""
-    cells = [("claim", "value", "interval", "range", "reference", "verdict")]
-    for one in verdicts:
+    """The verdicts as a table for the terminal, the controls after the claims; under each line the sentence, and a
+    note if there is one.
+    """
+    from regimes.report.claim import said
+    from regimes.report.page import chance
+
+    ordered = sorted(verdicts, key=lambda one: one["kind"] == "control")
+    cells = [("claim", "value", "interval", "range", "reference", "power", "verdict")]
+    for one in ordered:
         ends = interval(one["low"], one["high"]), interval(*one["range"])
-        cells.append((one["id"], number(one["value"]), *ends, number(one["reference"]), one["verdict"]))
+        words = number(one["reference"]), chance(one)[0].replace("–", "-"), said(one)
+        cells.append((one["id"], number(one["value"]), *ends, *words))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     lines = [typer.style(rows[0].rstrip(), bold=True)]
-    for one, row in zip(verdicts, rows[1:], strict=True):
+    before = "claim"
+    for one, row in zip(ordered, rows[1:], strict=True):
+        if one["kind"] != before:
+            before = one["kind"]
+            lines.append(typer.style("controls: identities, which fail only if the code is wrong", bold=True))
         lines += [typer.style(row.rstrip(), fg=COLOURS[one["verdict"]]), f"  {one['claim']}"]
         lines += [f"  {one['note']}"] if one["note"] else []
+        power, why = chance(one)
+        lines += [f"  power {power}: {why}"] if one["power"] is not None and why else []
         lines += [f"  {line}" for line in way_of(one["decide"])] if one["decide"] else []
     return lines
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +14,8 @@ from regimes.core.error import UserError
 from regimes.papers.feature_lazy import figures
 from regimes.papers.feature_lazy.tables import plane
 from regimes.report import fit, page
-from regimes.report.claim import Claim, Estimate
-from regimes.study import Run, Store
+from regimes.report.claim import Claim, Estimate, Scope
+from regimes.study import Amendment, Run, Store
 from regimes.study.field import Rows, Tick
 from tests.papers.feature_lazy import synthetic
 
@@ -71,6 +71,7 @@ class Study:
     runs: tuple[type[Run], ...]
     claims: tuple[Claim, ...]
     figures: tuple[Any, ...]
+    protocol: tuple[Amendment, ...] = ()
 
 
 def slope(frame: pd.DataFrame) -> Estimate:
@@ -107,13 +108,19 @@ STUDY = Study(
         claim("A1", (-1.1, -0.9), slope),
         claim("A2", (None, -2.0), slope),
         claim("A3", (0.0, None), missing),
-        claim("A4", (-1.1, -0.9), slope),
+        replace(claim("A4", (-1.1, -0.9), slope), kind="control"),
+        replace(
+            claim("A5", (0.0, None), slope),
+            reference="upwards",
+            scope=Scope({"width": 1000}, "narrow networks bend"),
+        ),
     ),
     (
         ("kernel_change", "Kernel drift", figures.kernel_change, "One curve for all widths."),
         ("phase_diagram", "Phase diagram", figures.phase_diagram, "Two regions & a line."),
         ("gap", "Gap", undrawn, "Not measured."),
     ),
+    (Amendment("2025-01-31", ("A2",), "the range, from 0 to <b>", "a slip & a typing error", "none"),),
 )
 
 

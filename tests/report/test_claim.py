@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from regimes.core.error import UserError
-from regimes.report.claim import VERDICTS, Claim, Estimate, dumps, judge, verdict, verdicts
+from regimes.core.estimate import array
+from regimes.report.claim import (
+    VERDICTS,
+    Claim,
+    Estimate,
+    Scope,
+    dumps,
+    holds,
+    judge,
+    said,
+    verdict,
+    verdicts,
+)
+from regimes.report.power import power, units
 from regimes.study.fault import StudyFault
 
 KEYS = ["id", "paper", "claim", "value", "low", "high", "reference", "range", "verdict"]
@@ -122,6 +137,105 @@ def test_the_words_of_a_claim_are_words(name: str, value: Any) -> None:
     words = {"id": "R0", "paper": "p", "claim": "c", "reference": 1.0, "origin": "o"} | {name: value}
     with pytest.raises(UserError, match=f"^`{name}`: got"):
         Claim(**words, range=(0, 1), statistic=lambda frame: Estimate(0, 0, 0, 1))
+
+
+ROWS = pd.DataFrame({
+    "run": ["A", "A", "B", "B"], "width": [8, 16, 8, 16], "pca": [10.0, None, None, 10.0], "value": [1.0, 2.0, 3.0, 4.0]
+})  # fmt: skip
+
+
+def total(rows: pd.DataFrame) -> Estimate:
+    value = float(np.sum(array(rows["value"])))
+    return Estimate(value, value - 0.5, value + 0.5, max(len(rows), 2))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ({}, 10.0),
+        ({"run": "A"}, 3.0),
+        ({"width": (8,)}, 4.0),
+        ({"run": ["A", "B"], "width": {8, 16}}, 10.0),
+        ({"pca": None}, 5.0),
+        ({"pca": [None, 10]}, 10.0),
+        ({"run": "B", "pca": 10.0}, 4.0),
+        ({"run": "C"}, 0.0),
+    ],
+)
+def test_the_statistic_gets_the_rows_that_the_claim_is_about(rows: dict[str, Any], expected: float) -> None:
+    """Whatever else is in the frame, in whatever order."""
+    more = pd.concat([ROWS, ROWS.assign(run="D")]) if "run" in rows else ROWS
+    for frame in (ROWS, ROWS.iloc[::-1], more):
+        found = judge(replace(claim(UserError("")), statistic=total, rows=rows), frame)
+        assert found["value"] == expected
+        assert json.loads(dumps([found]))[0]["rows"] == found["rows"]
+
+
+def test_rows_without_the_column_are_named() -> None:
+    found = judge(replace(claim(UserError("")), statistic=total, rows={"depth": 2}), ROWS)
+    assert found["verdict"] == "inconclusive" and "no column 'depth'" in found["note"]
+
+
+WIDE = Scope({"width": 32}, "narrow ones do not tell")
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, 7.0])
+def test_what_is_outside_this_scale_hangs_on_the_design_alone(value: float) -> None:
+    """Whatever came out: the same verdict, with the value; and with a design that reaches it, the usual one."""
+    one = replace(claim(Estimate(value, value - 0.1, value + 0.1, 3)), scope=WIDE)
+    found = [judge(one, ROWS.assign(width=width)) for width in (16, 32, 64)]
+    usual = "reproduced" if value == 0.5 else "not reproduced"
+    assert [row["verdict"] for row in found] == ["outside this scale", usual, usual]
+    assert {row["value"] for row in found} == {value}
+    assert found[0]["note"] == "width = 16, and it takes 32: narrow ones do not tell"
+
+
+def test_without_rows_nothing_is_outside() -> None:
+    failing = replace(claim(UserError("no rows")), scope=WIDE)
+    assert judge(failing, pd.DataFrame())["verdict"] == "inconclusive"
+    short = judge(failing, ROWS)
+    assert short["verdict"] == "outside this scale" and short["value"] is None and "no rows" in short["note"]
+
+
+def test_the_power_of_a_claim() -> None:
+    """The number of the paper is the truth; words have a truth only where one is given; a control has none."""
+    wide, narrow = Estimate(0.9, 0.5, 1.3, 4), Estimate(0.9, 0.85, 0.95, 4)
+    for found in (wide, narrow):
+        row = judge(claim(found), FRAME)
+        assert row["truth"] == 0.5 and row["power"] == power(found, 0.5, (0.0, 1.0))
+    assert judge(claim(narrow), FRAME)["enough"] is None
+    row = judge(claim(wide), FRAME)
+    assert row["power"] < 0.8 and row["enough"] == units(wide, 0.5, (0.0, 1.0))
+    words = replace(claim(narrow), reference="somewhere")
+    assert (judge(words, FRAME)["power"], judge(words, FRAME)["unpowered"]) == (
+        None,
+        "the paper gives no number",
+    )
+    assert judge(replace(words, truth=0.2), FRAME)["power"] == power(narrow, 0.2, (0.0, 1.0))
+    control = judge(replace(claim(narrow), kind="control"), FRAME)
+    assert control["power"] is None and control["kind"] == "control" and said(control) == "holds"
+    assert judge(claim(Estimate(0.5, math.nan, math.nan, 1)), FRAME)["unpowered"] == "no interval"
+
+
+def test_a_truth_that_would_not_count_is_refused() -> None:
+    with pytest.raises(UserError, match="`truth` of claim 'R0'"):
+        replace(claim(Estimate(0, 0, 0, 1)), truth=2.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([], False),
+        ([("claim", "reproduced"), ("control", "reproduced")], True),
+        ([("claim", "reproduced"), ("claim", "outside this scale")], True),
+        ([("claim", "not reproduced"), ("control", "reproduced")], False),
+        ([("claim", "inconclusive")], False),
+        ([("claim", "reproduced"), ("control", "not reproduced")], False),
+        ([("claim", "reproduced"), ("control", "inconclusive")], False),
+    ],
+)
+def test_what_counts_against_a_study(found: list[tuple[str, str]], expected: bool) -> None:
+    assert holds([{"kind": kind, "verdict": word} for kind, word in found]) == expected
 
 
 def test_json_is_strict() -> None:

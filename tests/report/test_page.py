@@ -86,7 +86,10 @@ def test_claims_file(out: Path) -> None:
         "not reproduced",
         "inconclusive",
         "reproduced",
+        "outside this scale",
     ]
+    assert [one["kind"] for one in claims] == ["claim", "claim", "claim", "control", "claim"]
+    assert claims[4]["value"] < 0, "what is outside this scale has its value all the same"
     assert claims[1]["range"] == [None, -2.0]
 
 
@@ -101,7 +104,10 @@ def test_whole_and_self_contained(reader: Reader) -> None:
 
 def test_summary_claims_and_provenance_are_told(reader: Reader) -> None:
     for words in (
-        "2 of 4 claims reproduced, 1 not reproduced, 1 inconclusive.",
+        "1 of 3 claims reproduced, 1 not reproduced, 1 inconclusive; 1 outside this scale; the control holds.",
+        "width = 64, and it takes 1000: narrow networks bend.",
+        "2025-01-31 A2 the range, from 0 to <b> a slip & a typing error none",
+        "– the paper gives no number",
         "Nobody: Nothing, 2025 <i>",
         "frame has no rows of a <CNN>: run them .".replace(" .", "."),
         "−1.1 to −0.9",
@@ -129,8 +135,10 @@ def test_every_picture_has_words(reader: Reader) -> None:
 
 def test_verdicts_are_told_by_word_and_sign(reader: Reader) -> None:
     badges = [attrs["class"] for tag, attrs in reader.tags if "badge" in (attrs.get("class") or "")]
-    assert badges == ["badge reproduced", "badge not-reproduced", "badge inconclusive", "badge reproduced"]
-    for mark in "✓✗?":
+    words = ["reproduced", "not-reproduced", "inconclusive", "outside-this-scale", "reproduced"]
+    assert badges == [f"badge {word}" for word in words]
+    assert reader.text.index("✓ holds") > reader.text.index("Controls Identities")
+    for mark in "✓✗?○":
         assert mark in reader.text
 
 
@@ -144,7 +152,7 @@ def test_nothing_there_is_still_a_page(tmp_path: Path) -> None:
     verdicts = page.build(tmp_path, pages.STUDY)
     assert {one["verdict"] for one in verdicts} == {"inconclusive"}
     text = Reader((tmp_path / "report.html").read_text(encoding="utf-8")).text
-    assert "0 of 4 claims reproduced, 4 inconclusive." in text
+    assert "0 of 4 claims reproduced, 4 inconclusive; 0 of 1 controls hold." in text
     assert "Runs: none finished" in text
     assert text.count("Not drawn: no run is finished yet.") == 3
 

@@ -1,10 +1,9 @@
-"""What would decide an inconclusive claim: so many seeds, by the width of its interval; the command, and its cost."""
+"""What would decide an inconclusive claim: so many seeds, by the power that they have; the command, and its cost."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from regimes.core.error import UserError
-from regimes.core.estimate import quantile
+from regimes.core.estimate import Estimate
 from regimes.core.progress import duration
+from regimes.report.power import ENOUGH, units
 from regimes.study import Store, Study, forecast_study, read_record
 from regimes.study.growth import setting
 from regimes.study.run import canonical
 from regimes.study.store import opened
 
-__all__ = ["Way", "share_needed", "units_needed", "with_ways"]
+__all__ = ["Way", "units_needed", "with_ways"]
 
 FEWEST = 3
 """Of one seed nothing is known of the spread, of two hardly anything."""
-MOST = 1000
 
 
 @dataclass(frozen=True)
@@ -68,42 +67,26 @@ def with_ways(found: Sequence[Mapping[str, Any]], study: Any, out: Path | Store)
     ]
 
 
-def share_needed(one: Mapping[str, Any]) -> float:
-    """The share of its width to which an interval must shrink about its value to leave the ends of the range.
+def units_needed(one: Mapping[str, Any]) -> int | None:
+    """How many independent units decide a claim with probability 0.8, if value and spread stay; None if too many.
 
-    >>> share_needed({"value": 0.5, "low": 0.25, "high": 0.75, "range": [0.375, None]})
-    0.5
+    To decide is to say "reproduced" of a value within the range, and "not reproduced" of one beyond an end.
+
+    Args:
+        one: a verdict with an interval.
+
+    >>> units_needed({"value": 0.0, "low": -0.2, "high": 0.2, "range": [-0.1, 0.1], "n": 5, "scale": "plain",
+    ...     "freedom": 4})
+    30
     """
-    value, low, high = one["value"], one["low"], one["high"]
-    first, last = (
-        math.inf * sign if end is None else end for end, sign in zip(one["range"], (-1, 1), strict=True)
-    )
-    if value < first:
-        return (first - value) / (high - value)
-    if value > last:
-        return (value - last) / (value - low)
-    below = (value - first) / (value - low) if low < first else 1.0
-    above = (last - value) / (high - value) if high > last else 1.0
-    return min(below, above)
-
-
-def units_needed(n: int, share: float) -> int | None:
-    r"""How many independent units make an interval that n units have ``share`` times as wide; None beyond 1000 n.
-
-    The width goes with :math:`t_{n-1} / \sqrt n` if the spread stays.
-
-    >>> units_needed(3, 0.5), units_needed(20, 0.5)
-    (5, 73)
-    """
-    if not share > 0:
-        return None
-
-    def narrowness(m: int) -> float:
-        return -quantile(m - 1) / math.sqrt(m)
-
-    wanted = range(n, MOST * n + 1)
-    place = bisect_left(wanted, share * narrowness(n), key=narrowness)
-    return wanted[place] if place < len(wanted) else None
+    value, (first, last) = one["value"], one["range"]
+    side = (first, last)
+    if first is not None and value < first:
+        side = (None, first)
+    if last is not None and value > last:
+        side = (last, None)
+    found = Estimate(value, one["low"], one["high"], one["n"], "", one["scale"], one["freedom"])
+    return units(found, value, side)
 
 
 class _Plan:
@@ -141,13 +124,16 @@ class _Plan:
             return self._grown(
                 unit, max(FEWEST, 2 * now), "there is no interval yet; with {count} {unit} there is one"
             )
-        needed = units_needed(one["n"], share_needed(one))
+        needed = units_needed(one)
         if needed is None:
             return Way(
                 f"not decided by more {unit}: the value lies at an end of the range, as far as is known"
             )
         count = max(now + 1, math.ceil(now * needed / one["n"]))
-        return self._grown(unit, count, "about {count} {unit} would decide it, if the spread stays")
+        chance = (
+            f"about {{count}} {{unit}} would decide it with probability {ENOUGH:g}, if value and spread stay"
+        )
+        return self._grown(unit, count, chance)
 
     def _grown(self, unit: str, count: int, text: str) -> Way:
         words = text.format(count=count, unit=unit)

@@ -14,11 +14,12 @@ import pandas as pd
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
-from regimes.report.claim import VERDICTS, Claims, dumps, verdicts
+from regimes.report.claim import OUTSIDE, VERDICTS, Claims, dumps, said, verdicts
 from regimes.report.decide import with_ways
+from regimes.report.power import ENOUGH
 from regimes.report.provenance import counts, facts, load
 from regimes.report.shown import Shown, draw, draw_all
-from regimes.study import Run, Store
+from regimes.study import Amendment, Run, Store
 from regimes.study.execute import FAILURES
 from regimes.study.fault import StudyFault
 from regimes.study.store import opened
@@ -27,7 +28,7 @@ __all__ = ["Described", "Shown", "build", "draw", "headline", "render"]
 
 HEADING = "While the report was built\n"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-TOLD = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?"}
+TOLD = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?", OUTSIDE: "○"}
 
 
 class Described(Protocol):
@@ -43,6 +44,8 @@ class Described(Protocol):
     def runs(self) -> Sequence[type[Run]]: ...
     @property
     def claims(self) -> Claims: ...
+    @property
+    def protocol(self) -> Sequence[Amendment]: ...
     @property
     def figures(self) -> Sequence[Any] | Callable[[pd.DataFrame], Sequence[Any]]: ...
 
@@ -66,7 +69,7 @@ def build(
         study: has ``name``, ``title``, ``paper``, ``runs`` (the Run classes, by which the store knows its rows),
             ``claims`` (of :class:`regimes.report.claim.Claim`) and ``figures``, tuples
             ``(name, title, function, caption)`` with ``function(rows) -> Figure``; either may be a function of the
-            rows.
+            rows. ``protocol`` is the log of changes.
         frame: the rows, if they are at hand.
         write: called as ``write(path, bytes)`` for each file, instead of writing it.
 
@@ -138,7 +141,7 @@ def render(
     """The page as text: no script, no address outside itself.
 
     Arguments:
-        study: its ``name``, ``title`` and ``paper``.
+        study: its ``name``, ``title``, ``paper`` and ``protocol``.
         found: the verdicts.
         shown: the figures.
         frame: the rows, for the counts.
@@ -147,13 +150,43 @@ def render(
     """
     return template().render(
         study={"name": study.name, "title": study.title, "paper": study.paper},
-        claims=[{**one, "mark": TOLD[one["verdict"]], "strip": strip(one)} for one in found],
+        groups=groups(found),
+        protocol=study.protocol,
+        enough=ENOUGH,
         headline=headline(found),
         figures=shown,
         counts=counts(frame),
         facts=facts(record),
         notes=notes,
     )
+
+
+def groups(found: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The claims, and the controls, with what the page shows of each beside its verdict."""
+    lines = [
+        {**one, "mark": TOLD[one["verdict"]], "word": said(one), "strip": strip(one), "chance": chance(one)}
+        for one in found
+    ]
+    return {
+        "Claims": [one for one in lines if one["kind"] == "claim"],
+        "Controls": [one for one in lines if one["kind"] == "control"],
+    }
+
+
+def chance(one: Mapping[str, Any]) -> tuple[str, str]:
+    """The power of a claim, and what is to be said of it.
+
+    >>> chance({"power": 0.312, "enough": 24, "n": 9, "unpowered": ""})
+    ('0.31', 'n = 24 have 0.8')
+    >>> chance({"power": None, "enough": None, "n": 0, "unpowered": "no interval"})
+    ('–', 'no interval')
+    """
+    if one["power"] is None:
+        return "–", one["unpowered"]
+    text = f"{one['power']:.2f}"
+    if one["power"] >= ENOUGH:
+        return text, ""
+    return text, f"n = {one['enough']} have {ENOUGH:g}" if one["enough"] else f"no n has {ENOUGH:g}"
 
 
 @functools.cache
@@ -176,15 +209,28 @@ def template() -> Any:
 def headline(found: Sequence[Mapping[str, Any]]) -> str:
     """The verdicts in a sentence.
 
-    >>> headline([{"verdict": "reproduced"}, {"verdict": "inconclusive"}])
-    '1 of 2 claims reproduced, 1 inconclusive.'
+    >>> headline([{"verdict": "reproduced"}, {"verdict": "inconclusive"}, {"verdict": "outside this scale"}])
+    '1 of 2 claims reproduced, 1 inconclusive; 1 outside this scale.'
+    >>> headline([{"verdict": "reproduced"}, {"verdict": "reproduced", "kind": "control"}])
+    '1 of 1 claims reproduced; the control holds.'
     """
     if not found:
         return "This study makes no claims."
-    tally = Counter(one["verdict"] for one in found)
-    words = [f"{tally['reproduced']} of {len(found)} claims reproduced"]
-    words += [f"{tally[word]} {word}" for word in VERDICTS[1:] if tally[word]]
-    return ", ".join(words) + "."
+    tally = Counter((one.get("kind", "claim"), one["verdict"]) for one in found)
+    claims = {word: tally["claim", word] for word in VERDICTS}
+    controls = {word: tally["control", word] for word in VERDICTS}
+    parts = []
+    if decided := sum(claims.values()) - claims[OUTSIDE]:
+        words = [f"{claims['reproduced']} of {decided} claims reproduced"]
+        words += [f"{claims[word]} {word}" for word in VERDICTS[1:3] if claims[word]]
+        parts.append(", ".join(words))
+    if claims[OUTSIDE]:
+        parts.append(f"{claims[OUTSIDE]} outside this scale")
+    if count := sum(controls.values()):
+        right = controls["reproduced"]
+        whole = "the control holds" if count == 1 else f"all {count} controls hold"
+        parts.append(whole if right == count else f"{right} of {count} controls hold")
+    return "; ".join(parts) + "."
 
 
 def measured(one: Mapping[str, Any]) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ from regimes.core.error import UserError
 from regimes.core.estimate import Numbers, array, mean
 from regimes.study.run import Run
 
-__all__ = ["filled", "last", "named", "need", "rows_of", "summary"]
+__all__ = ["filled", "last", "named", "need", "rows_of", "select", "shared", "summary"]
 
 
 @checked
@@ -44,6 +44,55 @@ def rows_of(frame: pd.DataFrame, run: type[Run]) -> pd.DataFrame:
         UserError: if rows do not say of which class they are.
     """
     return need(frame, "run").loc[lambda found: found["run"] == run.__name__] if len(frame) else frame
+
+
+@checked
+def select(frame: pd.DataFrame, rows: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows that have these values.
+
+    Arguments:
+        frame: all rows.
+        rows: column -> value, or a collection of values; None stands for a missing one.
+
+    Raises:
+        UserError: if there are rows, but not such a column.
+
+    >>> frame = pd.DataFrame({"width": [8, 16, 32], "pca": [10.0, None, None]})
+    >>> select(frame, {"width": (8, 16), "pca": None})["width"].tolist()
+    [16]
+    """
+    for name, wanted in rows.items():
+        if name not in frame.columns:
+            if frame.empty:
+                break
+            raise UserError(f"`rows`: the rows have no column {name!r}")
+        values = list(wanted) if isinstance(wanted, Collection) and not isinstance(wanted, str) else [wanted]
+        there = frame[name].isin([value for value in values if value is not None])
+        frame = frame.loc[there | (frame[name].isna() & (None in values))]
+    return frame
+
+
+@checked
+def shared(rows: pd.DataFrame, columns: Sequence[str]) -> dict[str, Any]:
+    """Column -> the value of all these rows, None where it is missing; columns that are not there are left out.
+
+    Raises:
+        UserError: if there are no rows, or they differ.
+
+    >>> shared(pd.DataFrame({"width": [8, 8], "pca": [None, None]}), ["width", "pca", "size"])
+    {'width': 8, 'pca': None}
+    """
+    if rows.empty:
+        raise UserError("`rows` has no rows: expected some that share their values")
+    found = {}
+    for name in columns:
+        if name not in rows.columns:
+            continue
+        values = rows[name].drop_duplicates().tolist()
+        if len(values) != 1:
+            raise UserError(f"`rows` have {len(values)} values of {name!r}: expected one")
+        found[name] = None if pd.isna(values[0]) else values[0]
+    return found
 
 
 @checked

@@ -5,6 +5,7 @@ from typing import Any
 
 from regimes.study.execute import Failure, Forecast, Interrupted, Result, forecast_study, run_study
 from regimes.study.process import keep_memory
+from regimes.study.protocol import Amendment
 from regimes.study.record import read_record
 from regimes.study.run import Run
 from regimes.study.store import Store
@@ -12,6 +13,7 @@ from regimes.study.study import Option, Scale, Study, load_study_file, parse_set
 from regimes.study.sweep import Sweep, bisection, combine, grid
 
 __all__ = [
+    "Amendment",
     "Failure",
     "Forecast",
     "Interrupted",

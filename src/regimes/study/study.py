@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from regimes.core.check import checked
 from regimes.core.error import UserError, at_home, nearest
+from regimes.study.protocol import Amendment
 from regimes.study.run import Run
 from regimes.study.schema import schema_of
 from regimes.study.sweep import Listed, Sweep, listed
@@ -108,6 +109,7 @@ class Study:
         options: name -> Option.
         claims: what the result must show; read by the report, not here.
         figures: what is drawn; read by the report, not here.
+        protocol: what was changed after a look at results, the oldest first.
         source: the file it was loaded from, if it was.
 
     Raises:
@@ -122,6 +124,7 @@ class Study:
     options: Mapping[str, Option] = field(default_factory=dict)
     claims: Any = ()
     figures: Any = ()
+    protocol: Sequence[Amendment] = ()
     source: Path | None = None
 
     def __post_init__(self) -> None:
