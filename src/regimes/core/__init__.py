@@ -1,4 +1,4 @@
-"""What a network is: named parameters, layers, activations, losses, decisions, states, derivatives, streams."""
+"""What a network is: named parameters, layers, activations, losses, decisions, states, derivatives; and estimates."""
 
 import importlib
 from types import ModuleType
