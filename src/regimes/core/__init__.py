@@ -1,4 +1,4 @@
-"""What a network is: named parameters, layers, activations, losses, decisions, states, derivatives; and estimates."""
+"""What a network is: parameters, layers, activations, losses, decisions, states, derivatives, streams; estimates."""
 
 import importlib
 from types import ModuleType
