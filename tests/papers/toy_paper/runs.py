@@ -10,7 +10,7 @@ from regimes.core.state import State
 from regimes.measure.probe import numbers
 from regimes.papers.recipe.data import ParityPoints
 from regimes.papers.recipe.engine import MarginFlow
-from regimes.papers.recipe.network import FullyConnected, Scaled
+from regimes.papers.recipe.network import FullyConnected, OutputScale
 from regimes.papers.recipe.recipe import Recipe, Scene
 
 __all__ = ["ToyRun"]
@@ -32,7 +32,7 @@ class Outcome(measure.Snapshot):
         return {"size": float(state(self.scene.train.x).norm())}
 
 
-class ToyRun(ParityPoints, FullyConnected, Scaled, MarginFlow, Recipe):
+class ToyRun(ParityPoints, FullyConnected, OutputScale, MarginFlow, Recipe):
     """A small network on few points."""
 
     n: int = 20

@@ -19,7 +19,7 @@ from regimes.papers.feature_lazy import CARD
 from regimes.papers.feature_lazy.claims import claims
 from regimes.papers.feature_lazy.figures import figures
 from regimes.papers.feature_lazy.runs import FlowRun, FrozenRun
-from regimes.papers.recipe.device import device_of
+from regimes.papers.recipe.device import chosen_device
 from regimes.study import Option, Scale, Study, Sweep, bisection, combine, grid
 from regimes.study.field import Count, Index, Positive
 
@@ -242,7 +242,7 @@ def _panels(size: str, datasets: Sequence[str], depths: Sequence[int]) -> list[P
 
 def _sweep(size: str, settings: Mapping[str, Any]) -> Sweep:
     """The sweeps of all panels; the laws are compared on the first one, and kernels frozen on its data."""
-    chosen, laws = {**settings, "device": device_of(settings["device"])}, settings["laws"]
+    chosen, laws = {**settings, "device": chosen_device(settings["device"])}, settings["laws"]
     panels = _panels(size, chosen["datasets"], chosen["depths"])
     if widths := settings["widths"]:
         panels = [replace(panel, curve=widths, crossover=widths, ensemble=widths) for panel in panels]

@@ -16,11 +16,11 @@ from regimes.papers.lazy_training import CARD
 from regimes.papers.lazy_training.claims import claims
 from regimes.papers.lazy_training.figures import figures
 from regimes.papers.lazy_training.runs import ImageRun, RateRun, SpectrumRun, StudentRun
-from regimes.papers.recipe.device import device_of
+from regimes.papers.recipe.device import chosen_device
 from regimes.study import Option, Scale, Study, Sweep, combine, grid
 from regimes.study.field import Count, Positive
 
-__all__ = ["STUDY", "Images", "Spectra", "Students"]
+__all__ = ["STUDY", "Classification", "Spectra", "Students"]
 
 # The octaves of alpha, of which the last five are fitted.
 OCTAVES = tuple(2.0**k for k in range(11))
@@ -109,7 +109,7 @@ def _paths() -> Sweep:
 
 
 @dataclass(frozen=True)
-class Images:
+class Classification:
     """The size of the experiments on one data set.
 
     Attributes:
@@ -203,9 +203,9 @@ RATES: Mapping[str, Mapping[str, int]] = {
 #
 # CIFAR-10 takes all its training images: what features gain over the linearisation grows with n. Of few images a
 # network at alpha = 1 knows all and has learnt little (docs/gallery.md has the numbers).
-DIGITS = Images(n=1000, n_test=700, epochs=10, batch_size=32, lr=0.1)
-SUBSET = Images(n=4000, n_test=2000, epochs=10, batch_size=64, lr=0.05)
-ALL = Images(n=50_000, n_test=10_000, epochs=10, batch_size=64, lr=0.02)
+DIGITS = Classification(n=1000, n_test=700, epochs=10, batch_size=32, lr=0.1)
+SUBSET = Classification(n=4000, n_test=2000, epochs=10, batch_size=64, lr=0.05)
+ALL = Classification(n=50_000, n_test=10_000, epochs=10, batch_size=64, lr=0.02)
 IMAGES = {"digits": DIGITS, "cifar-10": ALL}
 SPECTRA = {
     "quick": Spectra(n=100),
@@ -216,7 +216,7 @@ SPECTRA = {
 
 def _sweep(size: str, settings: Mapping[str, Any]) -> Sweep:
     """All runs of the quick and the small scale."""
-    seeds, device = range(settings["seeds"]), device_of(settings["device"])
+    seeds, device = range(settings["seeds"]), chosen_device(settings["device"])
     images = [
         IMAGES.get(name, SUBSET).sweep(name, settings["alphas"], seeds, device)
         for name in settings["datasets"]
@@ -228,7 +228,7 @@ def _sweep(size: str, settings: Mapping[str, Any]) -> Sweep:
 
 def _paper(settings: Mapping[str, Any]) -> Sweep:
     """The published sizes: VGG-11 on all of the training images, and the wide networks of figure 3(b)."""
-    seeds, device = range(settings["seeds"]), device_of(settings["device"])
+    seeds, device = range(settings["seeds"]), chosen_device(settings["device"])
     common = {"n": 50_000, "n_test": 10_000, "epochs": 70, "decay": _rounded(1 / 3), "device": device}
     double = {**common, "dtype": "float64"}
     # 0.2 for half the squared error summed over ten outputs is the published 1 for its mean over them

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["device_of"]
+__all__ = ["chosen_device"]
 
 
-def device_of(asked: str) -> str:
+def chosen_device(asked: str) -> str:
     """The device, decided: what was asked for, and for "auto" a GPU if there is one.
 
-    >>> device_of("cpu")
+    >>> chosen_device("cpu")
     'cpu'
     """
     if asked != "auto":

@@ -14,13 +14,13 @@ from regimes.core.stream import generator
 from regimes.models.xavier import Start
 from regimes.study.field import Count, Index, Positive
 
-__all__ = ["Convolutional", "FullyConnected", "Scaled"]
+__all__ = ["Convolutional", "FullyConnected", "OutputScale"]
 
 # The channels of the convolutions of "conv"; a 2 x 2 max-pool follows the first and the third.
 _CHANNELS = (16, 16, 32, 32)
 
 
-class Scaled(BaseModel, ABC):
+class OutputScale(BaseModel, ABC):
     """What puts a network under an output scale, F = alpha (f(w) - f(w0)).
 
     Attributes:

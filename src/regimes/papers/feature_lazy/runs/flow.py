@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 from regimes import measure
 from regimes.papers.recipe.data import ParityPoints
 from regimes.papers.recipe.engine import MarginFlow
-from regimes.papers.recipe.network import FullyConnected, Scaled
+from regimes.papers.recipe.network import FullyConnected, OutputScale
 from regimes.papers.recipe.recipe import Recipe, Scene
 
 __all__ = ["FlowRun"]
 
 
-class FlowRun(ParityPoints, FullyConnected, Scaled, MarginFlow, Recipe):
+class FlowRun(ParityPoints, FullyConnected, OutputScale, MarginFlow, Recipe):
     """A fully connected network under a law of width, F = alpha (f(w) - f(w0)), trained by gradient flow.
 
     Full batch, soft-hinge, float64, adapted steps, until F y >= 1 on every training point (Geiger et al. 2020). Looked

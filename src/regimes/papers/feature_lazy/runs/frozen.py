@@ -18,7 +18,7 @@ from regimes.data import Dataset
 from regimes.measure.probe import numbers
 from regimes.papers.recipe.data import ParityPoints
 from regimes.papers.recipe.engine import MarginFlow
-from regimes.papers.recipe.network import Scaled
+from regimes.papers.recipe.network import OutputScale
 from regimes.papers.recipe.recipe import Recipe, Scene
 from regimes.study.field import Count, Index
 from regimes.train import KernelState
@@ -84,7 +84,7 @@ class FrozenKernels(measure.Snapshot):
         return end, end.predict(cross)[:, 0]
 
 
-class FrozenRun(ParityPoints, Scaled, MarginFlow, Recipe):
+class FrozenRun(ParityPoints, OutputScale, MarginFlow, Recipe):
     r"""A network trained by gradient flow, and functions trained in the same way from its frozen tangent kernels.
 
     NTK law, :math:`F = \alpha (f(w) - f(w_0))`, full batch, soft-hinge, float64, adapted steps, until F y >= 1 on every

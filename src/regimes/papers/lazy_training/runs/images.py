@@ -15,7 +15,7 @@ from regimes.core.state import State
 from regimes.measure.probe import numbers
 from regimes.papers.recipe.data import ClassImages
 from regimes.papers.recipe.engine import MomentumDescent
-from regimes.papers.recipe.network import Convolutional, Scaled
+from regimes.papers.recipe.network import Convolutional, OutputScale
 from regimes.papers.recipe.recipe import Recipe, Scene
 
 __all__ = ["ImageRun"]
@@ -61,7 +61,7 @@ class Stability(measure.Snapshot):
         return {"stability": measure.Pattern(self.inputs).look(state)["pattern"]}
 
 
-class ImageRun(ClassImages, Convolutional, Scaled, MomentumDescent, Recipe):
+class ImageRun(ClassImages, Convolutional, OutputScale, MomentumDescent, Recipe):
     r"""A convolutional network on images, :math:`F = \alpha (f(w) - f(w_0))`, by descent with momentum.
 
     A run whose loss is larger at the end than at the start, at F = 0, counts as diverged.

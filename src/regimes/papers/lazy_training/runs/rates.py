@@ -20,7 +20,7 @@ from regimes.core.state import State
 from regimes.core.tree import trainable
 from regimes.data import Dataset
 from regimes.measure.probe import numbers
-from regimes.papers.recipe.network import Scaled
+from regimes.papers.recipe.network import OutputScale
 from regimes.papers.recipe.recipe import Recipe, Scene
 from regimes.study.field import Count, Index, Positive
 
@@ -96,7 +96,7 @@ class FromLinear(measure.Probe):
         return dict(self._largest)
 
 
-class RateRun(Scaled, Recipe):
+class RateRun(OutputScale, Recipe):
     r"""Gradient flow of a small smooth network against that of its linearisation, to a fixed time.
 
     :math:`F = \alpha (f(w) - f(w_0))`, a fully connected network with softplus, NTK law, squared loss, float64.
