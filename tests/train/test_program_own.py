@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -59,11 +60,15 @@ def same(a: State, b: State) -> bool:
     return numbers and trees and seen
 
 
-CASES = [("softplus", 5), ("softplus", 4), ("student", 5), ("student", 16), ("cnn", 5), ("tied", 7)]
+CASES = [("softplus", 5, engine) for engine in ENGINES]
+CASES += [("softplus", 4, "flow"), ("student", 5, "whole"), ("student", 16, "descent")]
+CASES += [("cnn", 5, "descent"), ("tied", 7, "descent")]
+MORE = itertools.product(("softplus", "student", "relu", "cnn", "tied", "frozen"), (5, 4, 16), ENGINES)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("kind", "n"), CASES)
+@pytest.mark.parametrize(
+    ("kind", "n", "engine"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+)
 def test_is_training_alone(kind: str, n: int, engine: str) -> None:
     """In company, in another order, and alone with data that it shares with nobody: the same bits.
 

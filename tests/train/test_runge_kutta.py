@@ -156,9 +156,7 @@ def test_goes_on_exactly_and_for_longer() -> None:
         return train.runge_kutta(modules, x, y, dt=0.3, steps=steps)
 
     whole = list(engine(5))
-    for k, steps in itertools.product(range(len(whole)), (3, 5)):
-        if k > 3 * steps:
-            continue
+    for k, steps in ((0, 5), (4, 5), (9, 5), (18, 5), (5, 3), (9, 3)):
         first, second = engine(steps), engine(5)
         head = list(itertools.islice(first, k))
         file = io.BytesIO()

@@ -21,7 +21,7 @@ from regimes.core.forward import by_forward_mode, nested
 from regimes.core.graph import reached
 from regimes.core.tree import Tree, sub, trainable
 
-__all__ = ["Linearized", "linearize"]
+__all__ = ["Linearized", "check_linearizable", "linearize", "linearize_at"]
 
 
 _HOOKS = (
@@ -72,6 +72,7 @@ class Linearized(nn.Module):
         self.add_module("anchor", _Anchor(trainable(network)))
         self._output = output
         self._route: Route | None = None
+        self._finite = True  # whether f(a, x) is looked at, at the first call
 
     def forward(self, *args: Any, **named: Any) -> Tensor:
         """f(a, x) + J(a, x)(w - a), of the shape of f(w, x)."""
@@ -172,11 +173,14 @@ class Linearized(nn.Module):
             raise UserError(
                 "`module`: keeps a parameter outside `named_parameters` too, where no anchor can replace it"
             )
-        # No part of what is computed: whoever watches the operations of the network need not see it.
-        with torch._C.DisableTorchFunction():
-            check_finite(
-                value.detach(), "`module`: its output at the anchor", "start from finite weights and inputs"
-            )
+        if self._finite:
+            # No part of what is computed: whoever watches the operations of the network need not see it.
+            with torch._C.DisableTorchFunction():
+                check_finite(
+                    value.detach(),
+                    "`module`: its output at the anchor",
+                    "start from finite weights and inputs",
+                )
         self._route = settle(outputs, anchor)
 
     def relinearize(self) -> None:
@@ -270,6 +274,12 @@ def linearize(module: nn.Module, *, output: Output | None = None) -> Linearized:
         raise UserError(f"`module`: got {type(module).__name__}, expected a torch.nn.Module")
     if output is not None and not callable(output):
         raise UserError(f"`output`: got {output!r}, expected a function, such as lambda out: out.logits")
+    check_linearizable(module)
+    return Linearized(duplicate(module), output)
+
+
+def check_linearizable(module: nn.Module) -> None:
+    """Raise where :func:`linearize` does, before the first call."""
     if any(isinstance(each, Linearized) for each in module.modules()):
         raise UserError("`module`: is linearised already, and is its own linearisation")
     if not trainable(module):
@@ -280,4 +290,20 @@ def linearize(module: nn.Module, *, output: Output | None = None) -> Linearized:
                 f"`module`: has an attribute '{name}', which the linearised module needs; rename it"
             )
     check_separable(module)
-    return Linearized(duplicate(module), output)
+
+
+def linearize_at(network: nn.Module, anchor: Tree, before: Linearized | None = None) -> Linearized:
+    """The linearisation of a network at any anchor, with all else shared with the network: for an engine.
+
+    Numbers that are not finite are no error here, but the end of a run.
+
+    Args:
+        network: f; its own parameters mean nothing, bind others.
+        anchor: a, by the names of the parameters that require grad; copied.
+        before: its linearisation at another anchor, which knows the way to J v already.
+    """
+    with bind(network, {name: value.detach().requires_grad_() for name, value in anchor.items()}):
+        found = Linearized(network)
+    found._finite = False
+    found._route = None if before is None else before._route
+    return found

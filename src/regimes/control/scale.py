@@ -15,7 +15,7 @@ from regimes.core.batch import check_finite
 from regimes.core.check import checked
 from regimes.core.error import UserError
 
-__all__ = ["LAZY", "Scaled", "duplicate", "scale", "unscaled"]
+__all__ = ["LAZY", "Scaled", "duplicate", "rescaled", "scale", "unscaled"]
 
 # From here on alpha (f - f0) has lost half its digits in float32 (Chizat et al. 2019 sweep in double).
 LAZY = 1e3
@@ -154,6 +154,15 @@ def unscaled(module: nn.Module) -> tuple[nn.Module, float, nn.Module | None]:
     if isinstance(module, Scaled):
         return module.network, float(module.alpha), module.origin
     return module, 1.0, None
+
+
+def rescaled(module: nn.Module, network: nn.Module) -> nn.Module:
+    """Another network under the scale and the origin of a module, which may have none; all of it is shared."""
+    if not isinstance(module, Scaled):
+        return network
+    found = copy.copy(module)
+    found._modules = {**module._modules, "network": network}
+    return found
 
 
 def duplicate(module: nn.Module) -> nn.Module:

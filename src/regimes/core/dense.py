@@ -111,15 +111,18 @@ class Dense:
     def backward(self, tree: Mapping[str, Tensor], g: Tensor, into: Mapping[str, Tensor]) -> None:
         """The gradient by name, from g = d/df (m, n, c) at the parameters and inputs of the last :meth:`forward`.
 
-        The values of that call are overwritten on the way.
+        By the parameters that ``into`` names alone: no layer below the lowest of them is entered. The values of that
+        call are overwritten on the way.
         """
-        for index in range(len(self._layers) - 1, -1, -1):
+        wanted = [layer.weight in into or layer.bias in into for layer in self._layers]
+        for index in range(len(self._layers) - 1, wanted.index(True) - 1, -1):
             layer, before = self._layers[index], self._values[index]
-            products(g.mT, before, layer.factor, into[layer.weight])
-            if layer.bias is not None:
+            if layer.weight in into:
+                products(g.mT, before, layer.factor, into[layer.weight])
+            if layer.bias is not None and layer.bias in into:
                 ones = g.new_ones(1, 1, g.shape[1]).expand(len(g), 1, g.shape[1])
                 products(ones, g, layer.beta, into[layer.bias][:, None, :])
-            if index > 0:
+            if any(wanted[:index]):
                 g = products(g, tree[layer.weight], layer.factor, before).mul_(self._slopes[index - 1])
 
     def _room(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from regimes.core.tree import Tree
 __all__ = ["by_forward_mode", "nested"]
 
 
+_TIMES = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 _PRODUCTS = (functional.linear, functional.conv1d, functional.conv2d, functional.conv3d)
 
 
@@ -57,7 +58,7 @@ class _Forward(TorchFunctionMode):
     """Forward mode as it should be.
 
     By itself torch propagates tangents through ``torch.no_grad``, so that J v would not go with J^T u. And it
-    fills in zeros where the inputs of the first layer have no tangent, and multiplies them.
+    fills in zeros where the inputs of the first layer have no tangent, and multiplies them, or a number has none.
     """
 
     def __torch_function__(
@@ -68,6 +69,8 @@ class _Forward(TorchFunctionMode):
                 return func(*args, **(kwargs or {}))
         if func in _PRODUCTS and len(args) > 1:
             return _product(func, *args, **(kwargs or {}))
+        if func in _TIMES and len(args) == 2 and isinstance(args[1], int | float):
+            return _times(func, args[0], args[1])
         return func(*args, **(kwargs or {}))
 
 
@@ -87,3 +90,11 @@ def _product(
     value = function(x0, w0, b0, *rest, **how)
     along = function(x0, w1, b1, *rest, **how)
     return make_dual(value, along if x1 is None else along + function(x1, w0, None, *rest, **how))
+
+
+def _times(function: Callable[..., Tensor], x: Tensor, factor: float) -> Tensor:
+    """A number times a tensor, with its tangent: the tangent of a number is no tensor of zeros, which is slow."""
+    value, along = unpack_dual(x)
+    if along is None:
+        return function(x, factor)
+    return make_dual(function(value, factor), function(along, factor))

@@ -96,7 +96,10 @@ def begins_a_line(x: Tensor) -> Tensor:
 
 
 class _StackedLinear(torch.autograd.Function):
-    """factor * x @ W^T for stacked members, with the factor inside the products; first derivatives only."""
+    """factor * x @ W^T for stacked members, with the factor inside the products; first derivatives only.
+
+    The tangent has a derivative of its own, by the tangents: it is linear in them.
+    """
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, factor: float) -> Tensor:
@@ -106,13 +109,23 @@ class _StackedLinear(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
         x, weight, ctx.factor = inputs
         ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def jvp(ctx: Any, along_x: Tensor | None, along_weight: Tensor | None, _: None) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight = ctx.saved_tensors
+        pairs = [(along_x, weight), (x, along_weight)]
+        found = [_StackedLinear.apply(a, b, ctx.factor) for a, b in pairs if a is not None and b is not None]
+        return sum(found[1:], found[0]) if found else None  # pyright: ignore[reportReturnType, reportCallIssue, reportArgumentType]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         to_input = products(grad, weight, ctx.factor) if ctx.needs_input_grad[0] else None
-        return to_input, products(grad.mT, x, ctx.factor), None
+        to_weight = products(grad.mT, x, ctx.factor) if ctx.needs_input_grad[1] else None
+        return to_input, to_weight, None
 
 
 @checked

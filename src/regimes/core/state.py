@@ -38,6 +38,8 @@ class State:
         member: which of the members trained together this is.
         outputs: F(w, x) on the training inputs, (n, c), where the engine has it.
         update: the step about to be taken, where the engine knows it.
+        start: the architecture at w(0), where it is another than ``module``: that of a linearised network whose anchor
+            has moved since.
     """
 
     module: nn.Module
@@ -50,6 +52,7 @@ class State:
     member: int = 0
     outputs: Tensor | None = None
     update: Mapping[str, Tensor] | None = None
+    start: nn.Module | None = None
 
     def __call__(self, x: Inputs) -> Tensor:
         """F(w(t), x)."""
@@ -57,7 +60,10 @@ class State:
 
     def initial(self) -> State:
         """The same network at its origin, w(0)."""
-        return replace(self, parameters=self.origin, step=0, time=0.0, outputs=None, update=None)
+        module = self.start or self.module
+        return replace(
+            self, module=module, parameters=self.origin, step=0, time=0.0, outputs=None, update=None
+        )
 
     def materialize(self) -> nn.Module:
         """A copy of the module that holds w(t): an ordinary module, to keep or to save."""

@@ -191,7 +191,7 @@ class KernelDrift(Snapshot):
         check_interval(self.interval)
         now, start = named_pair(state.module, state.parameters, state.origin)
         if "k" not in self._start:
-            self._start["k"] = self._kernel(state.module, start)
+            self._start["k"] = self._kernel(state.initial().module, start)
         k0 = self._start["k"]
         k = self._kernel(state.module, now) if is_finite(now) else torch.full_like(k0, math.nan)
         return with_ends(self._compared(k, k0))

@@ -129,10 +129,15 @@ def gap(
 
 
 def _missed(
-    module: nn.Module, x: Inputs, origin: Tree, parameters: Tree | None, output: Output | None
+    module: nn.Module,
+    x: Inputs,
+    origin: Tree,
+    parameters: Tree | None,
+    output: Output | None,
+    first: nn.Module | None = None,
 ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
-    """What the linearisation misses, and F, over alpha."""
-    start, along, now, center, _ = _terms(module, x, origin, parameters, output)
+    """What the linearisation, of the architecture at the start if that was another, misses, and F, over alpha."""
+    start, along, now, center, _ = _terms(module, x, origin, parameters, output, first)
     # alpha cancels, and so does the centre above: the difference is taken between numbers of order one.
     missed = now - start - along
     return (missed.zero_() if not along.any() and torch.equal(now, start) else missed), now - center
@@ -161,7 +166,12 @@ def _ratio_with_ends(missed: Tensor, whole: Tensor, interval: float) -> Estimate
 
 
 def _terms(
-    module: nn.Module, x: Inputs, origin: Tree, parameters: Tree | None, output: Output | None
+    module: nn.Module,
+    x: Inputs,
+    origin: Tree,
+    parameters: Tree | None,
+    output: Output | None,
+    first: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
     """f(w0, x), J(w0, x) (w - w0), f(w, x), what F subtracts from f, and alpha."""
     check(x, "x")
@@ -173,7 +183,7 @@ def _terms(
         {name.removeprefix(prefix): each.detach() for name, each in tree.items()} for tree in (after, before)
     )
     with exact(device_of(x)), torch.no_grad():
-        start, along = jvp(network, before, x, sub(after, before), output=output)
+        start, along = jvp(unscaled(first or module)[0], before, x, sub(after, before), output=output)
         now = columns(value(network, after, x, output), count(x))
         center = torch.zeros_like(now) if frozen is None else columns(value(frozen, {}, x, output), count(x))
     return start, along, now, center, alpha
@@ -209,7 +219,9 @@ class Gap(Snapshot):
             math.nan if self.interval is None else Estimate(math.nan, math.nan, math.nan, count(self.inputs))
         )
         if is_finite(state.parameters):
-            missed, whole = _missed(state.module, self.inputs, state.origin, state.parameters, self.output)
+            missed, whole = _missed(
+                state.module, self.inputs, state.origin, state.parameters, self.output, state.start
+            )
             if is_finite({"missed": missed, "whole": whole}):
                 found = (
                     _ratio(missed, whole)

@@ -109,6 +109,14 @@ def pattern(
     >>> pattern(net, x, origin=start), pattern(net, x, origin=start, parameters=flipped)
     (1.0, 0.0)
     """
+    shares = _by_layer(module, x, origin, parameters)
+    return shares if by_layer else sum(shares.values()) / len(shares)
+
+
+def _by_layer(
+    module: nn.Module, x: Inputs, origin: Tree, parameters: Tree | None, first: nn.Module | None = None
+) -> dict[str, float]:
+    """The share of each layer, of the architecture at the start if that was another; checked."""
     check(x, "x")
     now, start = named_pair(module, parameters, origin)
     network = unscaled(module)[0]
@@ -118,22 +126,24 @@ def pattern(
         {name.removeprefix(f"{prefix}."): value.detach() for name, value in tree.items()}
         for tree in (start, now)
     )
-    shares = _shares(network, x, before, after, prefix)
+    shares = _shares(unscaled(first or module)[0], network, x, before, after, prefix)
     if not shares:
         raise UserError(
             "`module`: calls no activation with a kink at 0 (ReLU, leaky ReLU, clamp(min=0), ...), so that its "
             "units have no sides; smooth activations have no pattern, see measure.gap"
         )
-    return shares if by_layer else sum(shares.values()) / len(shares)
+    return shares
 
 
-def _shares(network: nn.Module, x: Inputs, before: Tree, after: Tree, prefix: str) -> dict[str, float]:
-    """The share of each layer, by its label."""
+def _shares(
+    first: nn.Module, network: nn.Module, x: Inputs, before: Tree, after: Tree, prefix: str
+) -> dict[str, float]:
+    """The share of each layer, by its label, between one network before and another of its kind after."""
     same: dict[_Call, float] = {}
     total: dict[_Call, int] = {}
     for start in range(0, count(x), _CHUNK):
         part = take(x, slice(start, start + _CHUNK))
-        then, now = (_sides(network, tree, part, prefix) for tree in (before, after))
+        then, now = _sides(first, before, part, prefix), _sides(network, after, part, prefix)
         if [(key, side.up.shape) for key, side in then.items()] != [(k, s.up.shape) for k, s in now.items()]:
             raise UserError(
                 "`module`: calls other activations at `parameters` than at `origin`, or on other shapes; "
@@ -258,5 +268,5 @@ class Pattern(Snapshot):
 
     def look(self, state: State) -> Mapping[str, float]:
         """The share of units that are on the same side as at the start."""
-        share = pattern(state.module, self.inputs, origin=state.origin, parameters=state.parameters)
-        return {"pattern": share}
+        shares = _by_layer(state.module, self.inputs, state.origin, state.parameters, state.start)
+        return {"pattern": sum(shares.values()) / len(shares)}

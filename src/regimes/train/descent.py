@@ -16,7 +16,8 @@ from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
 from regimes.train.engine import Engine, Front
-from regimes.train.prepare import Given, prepare
+from regimes.train.plan import Anchor, Layers
+from regimes.train.prepare import Given, prepare, prepare_plans
 
 __all__ = ["Descent", "Rate", "descent", "order"]
 
@@ -110,6 +111,8 @@ class Descent(Engine[DescentFront, DescentSettings]):
     def _advance(self) -> None:
         """Look at the whole training set where the settings ask for it, then compute a step of each member."""
         step, settings = self._front.step, self.settings
+        if step and self.plans.renews(step):
+            self._renew(self._front.members, self._front.w)
         last = step >= settings.steps or self._late
         if last or (settings.margin and step % settings.epoch == 0):
             self._judge(last)
@@ -139,11 +142,16 @@ class Descent(Engine[DescentFront, DescentSettings]):
         whole = settings.batch == settings.samples
         if not whole and front.step % settings.epoch == 0:
             front = replace(front, order=order(settings.seed, front.step // settings.epoch, settings.samples))
-        outputs, loss, g = self._gradient(front)
+        moving = self.plans.moving(front.step)
+        outputs, loss, g = self._gradient(front, moving)
         v = front.v * settings.momentum + g if front.v.numel() else g
         lr = torch.tensor(self._rates(front.step), dtype=torch.float64).to(front.time.device)[front.members]
         update = (v if self.program.rates is None else v * self.program.rates) * -lr.to(v)[:, None]
         w = front.w + update
+        if moving is not None:
+            mask = self.program.mask([moving])
+            w, update = torch.where(mask, w, front.w), torch.where(mask, update, 0)
+            v = torch.where(mask, v, front.v) if front.v.numel() else v
         kept = torch.isfinite(loss) & torch.isfinite(w).all(1)
         columns = (front.members, front.time, loss, kept)
         rows = zip(*(each.tolist() for each in columns), strict=True)
@@ -156,13 +164,15 @@ class Descent(Engine[DescentFront, DescentSettings]):
         )
         self._front = front if bool(kept.all()) else front.rows(kept.nonzero()[:, 0])
 
-    def _gradient(self, front: DescentFront) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradient(
+        self, front: DescentFront, moving: tuple[bool, ...] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """F, loss and gradient of the batch of this step."""
         index = None
         if len(front.order):
             start = front.step % self.settings.epoch * self.settings.batch
             index = front.order[start : start + self.settings.batch].to(self.program.device)
-        return self.program.gradient(front.w, front.members, *self._data(front.members, index))
+        return self.program.gradient(front.w, front.members, *self._data(front.members, index), moving)
 
 
 def order(seed: int, epoch: int, samples: int) -> Tensor:
@@ -199,6 +209,8 @@ def descent(
     margin: bool = False,
     seed: int = 0,
     max_seconds: float = math.inf,
+    layers: Layers | None = None,
+    anchor: Anchor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Descent:
     r"""Stochastic gradient descent on L(w) = (1 / (alpha^2 b)) sum loss(F(w, x), y), b samples at a time.
@@ -208,6 +220,17 @@ def descent(
     as ``torch.optim.SGD`` has it, with the rates of the law of width as factors on the learning rate of each
     layer (``control.rates``). All members see the same batches: in epoch e the samples in the order of a
     permutation drawn from (seed, e) and from nothing else, the last batch of an epoch being what is left.
+
+    *Plans* are functions of the number of the step; a run that goes on asks them for the steps of the past again.
+    ``layers`` names what moves, as in layer-wise sparse training: all else keeps its value and its velocity, as
+    where ``torch.optim`` meets a gradient of None, and no backward pass enters a layer below. ``anchor`` has the
+    linearisation trained in place of the network, renewed before the steps at which it is True:
+
+    .. math:: F(w, x) = \alpha \left(f(a, x) + J(a, x) (w - a) - f(w_0, x)\right), \qquad a \leftarrow w
+
+    with a = w0 at step 0. So ``lambda step: False`` is lazy training (``control.linearize``), ``lambda step: True``
+    plain training, and ``lambda step: step % K == 0`` lies between; the velocity is kept when the anchor moves.
+    ``state(x)`` and ``state.module`` are those of the linearisation that the step is taken with.
 
     A state is given *before* each step: ``state.update`` is the step about to be taken, ``state.loss`` is
     that of the batch, and ``state.outputs`` is there if the batch is the whole set. A member ends
@@ -228,6 +251,10 @@ def descent(
             between two epochs, meets its margin (``loss.fits``); one that never does ends "stopped".
         seed: of the batches.
         max_seconds: wall-clock of the whole call.
+        layers: from the number of a step to the names that move at it, of parameters or of modules with all
+            theirs, as in ``module.named_parameters()``; left out, all move.
+        anchor: from the number of a step to whether the linearisation is renewed before it; left out, the network
+            itself is trained.
         dtype: default that of the module, and float64 for lazy members, which lose their digits in less.
 
     Returns:
@@ -236,8 +263,10 @@ def descent(
         unless the module itself draws random numbers.
 
     Raises:
-        UserError: if data and module do not fit, the members differ in architecture, or a setting is out of
-            range.
+        UserError: if data and module do not fit, the members differ in architecture, a setting is out of range,
+            a plan gives what is none, or a module cannot be linearised (``control.linearize``).
+
+    Source: Li, Banerjee 2021, arXiv:2102.13522 (layers); Goldwaser, Ge 2022, arXiv:2211.12345 (anchor).
 
     >>> from regimes import models, train
     >>> x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -247,6 +276,7 @@ def descent(
     """
     program, x, y = prepare(modules, inputs, targets, loss, dtype, default=None)
     start = program.start()
+    plans = prepare_plans(program, start, layers, anchor)
     schedules = _schedules(lr, len(start))
     settings = _checked_settings(schedules, momentum, batch_size, epochs, steps, margin, seed, y.shape[-1])
     front = DescentFront(
@@ -256,7 +286,7 @@ def descent(
         order=torch.zeros(0, dtype=torch.int64),
         time=torch.zeros(len(start), dtype=torch.float64, device=program.device),
     )
-    return Descent(program, x, y, settings, max_seconds, front, start, program.offsets(x))
+    return Descent(program, x, y, settings, max_seconds, plans, front, start, program.offsets(x))
 
 
 def _schedules(lr: float | Rate | Sequence[float | Rate], members: int) -> tuple[Rate, ...]:

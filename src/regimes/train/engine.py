@@ -10,11 +10,13 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from regimes.core.error import UserError
 from regimes.core.state import State, Status
 from regimes.core.tree import Flat
+from regimes.train.plan import Plans
 from regimes.train.program import Program
 from regimes.train.saved import check_function, check_keys, check_settings, function_of, settings_of
 
@@ -44,6 +46,7 @@ class Engine(ABC, Generic[AFront, ASettings]):
         inputs, targets: the training set, on the device of the program: of all members, or of each, members in front.
         settings: of the method, a value.
         max_seconds: wall-clock of all iterations together.
+        plans: of the user, for each step.
         front: where the members are.
         origin: their parameters at the start, (members, stride).
         offsets: f(w0, x) on the training set.
@@ -56,6 +59,7 @@ class Engine(ABC, Generic[AFront, ASettings]):
         targets: Tensor,
         settings: ASettings,
         max_seconds: float,
+        plans: Plans,
         front: AFront,
         origin: Tensor,
         offsets: Tensor | None,
@@ -64,7 +68,7 @@ class Engine(ABC, Generic[AFront, ASettings]):
             raise UserError(f"`max_seconds`: got {max_seconds}, expected 0 or more")
         self.program, self.inputs, self.targets = program, inputs, targets
         self.settings, self.max_seconds = settings, max_seconds
-        self._front, self._origin, self._offsets = front, origin, offsets
+        self.plans, self._front, self._origin, self._offsets = plans, front, origin, offsets
         self._pending: deque[State] = deque()
         self._seconds = 0.0
 
@@ -107,6 +111,11 @@ class Engine(ABC, Generic[AFront, ASettings]):
         """How many members still run."""
         return len(self._front.members)
 
+    def _renew(self, members: Tensor, w: Tensor) -> None:
+        """Move the anchors of these members to these parameters."""
+        if self.program.linear is not None:
+            self.program.linear.move(members, w)
+
     def _data(self, members: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """x, y and f(w0, x) for these members, on all samples or on those of a batch."""
         x = _picked(self.inputs, self.program.own, members, index)
@@ -133,8 +142,9 @@ class Engine(ABC, Generic[AFront, ASettings]):
         update: Tensor | None = None,
     ) -> None:
         """One more state to hand out."""
+        linear = self.program.linear
         state = State(
-            module=self.program.modules[member],
+            module=self.program.modules[member] if linear is None else linear.modules[member],
             parameters=Flat(self.program.names, w),
             origin=Flat(self.program.names, self._origin[member]),
             step=step,
@@ -144,6 +154,7 @@ class Engine(ABC, Generic[AFront, ASettings]):
             member=member,
             outputs=outputs,
             update=None if update is None else Flat(self.program.names, update),
+            start=None if linear is None else linear.starts[member],
         )
         self._pending.append(state)
 
@@ -170,6 +181,8 @@ class Engine(ABC, Generic[AFront, ASettings]):
             "origin": self._origin.clone(),
             "pending": pending,
             "seconds": self._seconds,
+            "plans": self.plans.state_dict(),
+            "anchors": None if self.program.linear is None else self.program.linear.anchors.clone(),
             "settings": dict(self._identity),
             "function": function_of(self.program, self._origin, self.inputs, self._offsets),
         }
@@ -197,6 +210,11 @@ class Engine(ABC, Generic[AFront, ASettings]):
             )
         read = self._read(saved["front"])
         self._check_front(read)
+        plans, steps = (
+            saved.get("plans", {}),
+            max(torch.as_tensor(read["step"]).flatten().tolist(), default=0),
+        )
+        self.plans.check(plans, int(steps))
         origin = saved["origin"].to(self._origin)
         check_function(saved.get("function"), function_of(self.program, origin, self.inputs, self._offsets))
         place = self.program.device
@@ -206,6 +224,12 @@ class Engine(ABC, Generic[AFront, ASettings]):
         }
         self._front = replace(self._front, **front)
         self._origin = saved["origin"].to(place, copy=True)
+        self.plans.load_state_dict(plans, int(steps))
+        if self.program.linear is not None:
+            self.program.linearize(self._origin)
+            self.program.linear.move(
+                torch.arange(len(self._origin), device=place), saved["anchors"].to(place)
+            )
         self._seconds = saved["seconds"]
         self._pending.clear()
         for each in saved["pending"]:

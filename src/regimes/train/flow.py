@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
 from regimes.train.engine import Engine, Front
-from regimes.train.prepare import Given, prepare
+from regimes.train.plan import Anchor, Layers
+from regimes.train.prepare import Given, prepare, prepare_plans
 from regimes.train.saved import in_words
 from regimes.train.step import Tolerance, attempt, is_lost, turn
 
@@ -75,28 +76,40 @@ class Flow(Engine[FlowFront, FlowSettings]):
                     "same, or start a run of its own"
                 )
 
-    def _velocity(self, front: FlowFront) -> Tensor:
+    def _velocity(self, front: FlowFront, g: Tensor) -> Tensor:
         r"""grad L, or with momentum :math:`-v`, where v <- e v - (1 - e) grad L and e = exp(-dt / tau)."""
-        g = front.g if self.settings.roots is None else front.g * self.settings.roots
+        g = g if self.settings.roots is None else g * self.settings.roots
         if not front.u.numel():
             return g
         e = torch.exp(-front.dt / front.tau).to(g)[:, None]
         return torch.where(front.tau[:, None] > 0, e * front.u + (1 - e) * g, g)
 
+    def _moving(self, steps: Tensor) -> Tensor | None:
+        """Which entries of each member move at its step, (m, total); None if all do at every step."""
+        if not self.plans.partial:
+            return None
+        said = {step: self.plans.moving(step) for step in sorted(set(map(int, steps.tolist())))}
+        return self.program.mask([said[int(step)] or () for step in steps.tolist()])
+
     def _advance(self) -> None:
         """One tentative step of every member; keep it where it is small enough, else divide dt."""
         old = self._front
-        u = self._velocity(old)
+        moving = self._moving(old.step)
+        before, length = (old.g, old.size) if moving is None else _part(old.g, moving)
+        u = self._velocity(old, before)
         w = torch.addcmul(old.w, old.dt.to(old.w)[:, None], u, value=-1)
-        outputs, loss, g = self.program.gradient(w, old.members, *self._data(old.members))
-        g = g if self.settings.roots is None else g * self.settings.roots
+        if moving is not None:
+            w = torch.where(moving, w, old.w)
+            u = torch.where(moving, u, old.u) if old.u.numel() else u
+        outputs, loss, g = self._gradient(w, old.members)
         size = _norms(g)
-        inner = torch.stack([torch.dot(a, b) for a, b in zip(old.g, g, strict=True)])
+        after, reached = (g, size) if moving is None else _part(g, moving)
+        inner = torch.stack([torch.dot(a, b) for a, b in zip(before, after, strict=True)])
         tried = attempt(
             self.settings.tolerance,
             old.dt,
             old.rejected,
-            turned=turn(old.size, size, inner).double(),
+            turned=turn(length, reached, inner).double(),
             moved=(outputs - old.outputs).abs().flatten(1).amax(1).double(),
             finite=torch.isfinite(loss),
         )
@@ -115,7 +128,32 @@ class Flow(Engine[FlowFront, FlowSettings]):
             step=old.step + ok,
             rejected=tried.rejected,
         )
-        self._settle(new, ok)
+        self._settle(self._renewed(new, ok), ok)
+
+    def _gradient(self, w: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """F, loss and the gradient times the roots of the rates."""
+        outputs, loss, g = self.program.gradient(w, members, *self._data(members))
+        return outputs, loss, g if self.settings.roots is None else g * self.settings.roots
+
+    def _renewed(self, new: FlowFront, ok: Tensor) -> FlowFront:
+        """The members that have come to a step before which their anchor is moved, seen from there."""
+        if not self.plans.linear:
+            return new
+        came = zip(new.step.tolist(), ok.tolist(), strict=True)
+        steps = sorted({int(step) for step, kept in came if kept})
+        wanted = {step for step in steps if self.plans.renews(step)}
+        rows = [
+            kept and int(step) in wanted for step, kept in zip(new.step.tolist(), ok.tolist(), strict=True)
+        ]
+        index = torch.tensor(rows, device=ok.device).nonzero()[:, 0]
+        if not len(index):
+            return new
+        self._renew(new.members[index], new.w[index])
+        outputs, loss, g = self._gradient(new.w[index], new.members[index])
+        found = {"outputs": outputs, "loss": loss, "g": g, "size": _norms(g)}
+        return replace(
+            new, **{name: getattr(new, name).index_copy(0, index, each) for name, each in found.items()}
+        )
 
     def _settle(self, new: FlowFront, ok: Tensor) -> None:
         """Record what was reached, and let the members that have ended go: the rest do not carry them."""
@@ -137,6 +175,12 @@ def _norms(rows: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(row) for row in rows])
 
 
+def _part(g: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient by what moves, 0 elsewhere, and its norm."""
+    part = torch.where(moving, g, 0)
+    return part, _norms(part)
+
+
 def _choose(ok: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """``new``, which nobody has seen yet, with the rows that are not ok put back; few are, so few move."""
     back = (~ok).nonzero()[:, 0]
@@ -156,6 +200,8 @@ def flow(
     tolerance: Tolerance | None = None,
     max_steps: float = math.inf,
     max_seconds: float = math.inf,
+    layers: Layers | None = None,
+    anchor: Anchor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Flow:
     r"""Full-batch gradient flow of L(w) = (1 / (alpha^2 n)) sum loss(F(w, x), y), with adapted steps.
@@ -178,6 +224,9 @@ def flow(
         tolerance: of one step.
         max_steps: accepted steps of each member.
         max_seconds: wall-clock of the whole call.
+        layers: a plan, as in ``descent``, by the number of accepted steps of a member: the parameters that move at
+            the next step. The step rule sees their gradient alone.
+        anchor: a plan, as in ``descent``, by the number of accepted steps.
         dtype: default float64, as the source; lazy members lose their digits in less.
 
     Returns:
@@ -195,6 +244,7 @@ def flow(
         raise UserError(f"`max_steps`: got {max_steps}, expected 0 or more")
     program, x, y = prepare(modules, inputs, targets, loss, dtype, default=torch.float64)
     start, offsets = program.start(), program.offsets(x)
+    plans = prepare_plans(program, start, layers, anchor)
     everyone = torch.arange(len(start), device=program.device)
     outputs, value, g = program.gradient(start, everyone, x, y, offsets)
     roots = None if program.rates is None else program.rates.sqrt()
@@ -216,7 +266,7 @@ def flow(
         rejected=zero,
     )
     settings = FlowSettings(tolerance or Tolerance(), max_steps, taus, roots)
-    under_way = Flow(program, x, y, settings, max_seconds, front, start, offsets)
+    under_way = Flow(program, x, y, settings, max_seconds, plans, front, start, offsets)
     under_way._settle(front, torch.ones_like(everyone, dtype=torch.bool))
     return under_way
 

@@ -12,10 +12,11 @@ from regimes.control.scale import unscaled
 from regimes.core.error import UserError
 from regimes.core.layer import begins_a_line
 from regimes.core.loss import Loss
+from regimes.train.plan import Anchor, Layers, Plans
 from regimes.train.program import Program, choose_dtype, members_of
 from regimes.train.target import check_margin_targets
 
-__all__ = ["Given", "prepare"]
+__all__ = ["Given", "prepare", "prepare_plans"]
 
 Given = Tensor | Sequence[Tensor]
 """A tensor that the members share, or one for each member, of one shape."""
@@ -56,6 +57,19 @@ def prepare(
     )
     _try(program, x, y)
     return program, x, y
+
+
+def prepare_plans(program: Program, start: Tensor, layers: Layers | None, anchor: Anchor | None) -> Plans:
+    """The plans of a run, looked at for the first step; with an anchor the members are linear from here on.
+
+    Raises:
+        UserError: if a plan gives what is none, or a member cannot be linearised.
+    """
+    plans = Plans(program.modules[0], layers, anchor)
+    plans.moving(0)
+    if plans.renews(0):
+        program.linearize(start)
+    return plans
 
 
 def _each(name: str, given: Given, members: int) -> list[Tensor]:

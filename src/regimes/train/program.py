@@ -20,6 +20,7 @@ from regimes.core.error import UserError
 from regimes.core.layer import Conv2d, Linear, Scaling, aligned, begins_a_line, is_stackable, stack_of
 from regimes.core.loss import Loss
 from regimes.core.tree import Layout
+from regimes.train.linear_members import LinearMembers
 
 __all__ = ["Program", "choose_dtype", "members_of"]
 
@@ -68,6 +69,8 @@ class Program:
     In its methods ``flat`` are rows of the matrix and ``members`` the indices they belong to; inputs x are (n, ...),
     shared by all members, or with ``own`` (m, n, ...), those of each row, and targets y (n,) or (m, n).
 
+    After :meth:`linearize` the members are linear in w, each around an anchor of its own.
+
     Args:
         modules: the members, modules of one architecture, each scaled or not.
         loss: between F and y.
@@ -103,6 +106,7 @@ class Program:
         self._dense = dense_of(self.networks[0]) if stackable else None
         self.rates = self._rates()
         self._units = 0
+        self.linear: LinearMembers | None = None
 
     @property
     def _axis(self) -> int:
@@ -117,6 +121,20 @@ class Program:
     def stackable(self) -> bool:
         """Whether the members run as one stack; otherwise one by one."""
         return self._stack is not None
+
+    def linearize(self, flat: Tensor) -> None:
+        """Make the members linear in w, with these rows for anchors; ``linear`` moves them.
+
+        Raises:
+            UserError: if a network cannot be linearised.
+        """
+        self.linear = LinearMembers(self.modules, self.networks, self.layout, flat)
+
+    def mask(self, moving: Sequence[tuple[bool, ...]]) -> Tensor:
+        """Which entries move, (m, stride), from whether each parameter does, in their order."""
+        sizes = torch.tensor(self.layout.sizes, device=self.device)
+        found = torch.tensor(moving, device=self.device).repeat_interleave(sizes, 1)
+        return torch.nn.functional.pad(found, (0, self._stride - self.layout.total))
 
     def _check(self) -> None:
         if not self.layout.total:
@@ -139,17 +157,21 @@ class Program:
         sizes = zip(self.layout.names, self.layout.sizes, strict=True)
         pieces = [torch.full((size,), by_name[name], dtype=torch.float64) for name, size in sizes]
         everywhere = torch.cat(pieces).to(self.device, self.dtype)
-        return torch.nn.functional.pad(everywhere, (0, self.start().shape[1] - len(everywhere)))
+        return torch.nn.functional.pad(everywhere, (0, self._stride - len(everywhere)))
 
     def start(self) -> Tensor:
         """The present parameters of all members, (members, stride): see :meth:`matrix`."""
         return self._matrix([dict(network.named_parameters()) for network in self.networks])
 
+    @property
+    def _stride(self) -> int:
+        """The length of a row, whole cache lines: products round by where their operands lie."""
+        line = 64 // self.dtype.itemsize
+        return -(-self.layout.total // line) * line
+
     def _matrix(self, trees: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """One row a member, padded to whole cache lines: products round by where their operands lie."""
-        line = 64 // torch.empty((), dtype=self.dtype).element_size()
-        stride = -(-self.layout.total // line) * line
-        rows = torch.zeros(len(trees), stride, dtype=self.dtype, device=self.device)
+        """One row a member."""
+        rows = torch.zeros(len(trees), self._stride, dtype=self.dtype, device=self.device)
         for row, tree in zip(rows, trees, strict=True):
             row[: self.layout.total] = self.layout.join(tree)
         return rows
@@ -175,7 +197,7 @@ class Program:
         if self.device.type != "cpu":
             return [slice(0, count)]
         samples = x.shape[self._axis]
-        if self._dense is not None:
+        if self._dense is not None and self.linear is None:
             size = self._dense.block(min(samples, _SAMPLES), self.dtype)
         else:
             self._units = self._units or _widest(self.networks[0], x[0] if self.own else x)
@@ -192,13 +214,10 @@ class Program:
         networks: Sequence[nn.Module] | None = None,
     ) -> Tensor:
         """f(w, x) of one piece, (m, n, c), for parameters (m, *shape) by name."""
-        networks = networks or self.networks
+        linear = self.linear if networks is None else None
+        networks = networks or (linear.networks if linear is not None else self.networks)
         samples = x.shape[self._axis]
-        if self._dense is not None and not torch.is_grad_enabled():
-            out = self._dense.forward(tree, aligned(x, self._axis))[:, :samples].clone()
-        elif self._stack is not None:
-            out = call(self._stack, tree, aligned(x, self._axis))[:, :samples]
-        else:
+        if self._stack is None:
             each = [
                 call(
                     networks[k],
@@ -208,6 +227,12 @@ class Program:
                 for i, k in enumerate(members.tolist())
             ]
             out = torch.stack(each)
+        elif linear is not None:
+            out = linear.stacked(tree, members, aligned(x, self._axis))[:, :samples]
+        elif self._dense is not None and not torch.is_grad_enabled():
+            out = self._dense.forward(tree, aligned(x, self._axis))[:, :samples].clone()
+        else:
+            out = call(self._stack, tree, aligned(x, self._axis))[:, :samples]
         return out if out.dim() == 3 else out[..., None]
 
     def raw(
@@ -237,17 +262,30 @@ class Program:
         return _by_sample(self.loss.fits, outputs, y)
 
     def gradient(
-        self, flat: Tensor, members: Tensor, x: Tensor, y: Tensor, offsets: Tensor | None
+        self,
+        flat: Tensor,
+        members: Tensor,
+        x: Tensor,
+        y: Tensor,
+        offsets: Tensor | None,
+        moving: tuple[bool, ...] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """F (m, n, c), the mean of loss(F, y) (m,), and the gradient of that over alpha^2 (m, total)."""
-        gradient = torch.empty_like(flat)
+        """F (m, n, c), the mean of loss(F, y) (m,), and the gradient of that over alpha^2 (m, total).
+
+        By the parameters that move alone, if it is said which do: 0 by the others.
+        """
+        gradient = torch.empty_like(flat) if moving is None else torch.zeros_like(flat)
         gradient[:, self.layout.total :] = 0
+        wanted = [n for n, on in zip(self.layout.names, moving or itertools.repeat(True), strict=False) if on]
         found = []
         for s in self.pieces(len(flat), x):
             start = None if offsets is None else offsets[s]
-            some, wanted = x[s] if self.own else x, y[s] if y.dim() == 2 else y
-            slots = self._tree(gradient[s])
-            found.append(self._gradient(self._tree(flat[s].detach()), members[s], some, wanted, start, slots))
+            some, targets = x[s] if self.own else x, y[s] if y.dim() == 2 else y
+            every = self._tree(gradient[s])
+            slots = {name: every[name] for name in wanted}
+            found.append(
+                self._gradient(self._tree(flat[s].detach()), members[s], some, targets, start, slots)
+            )
         outputs = torch.cat(found)
         return outputs, self.losses(outputs, y), gradient
 
@@ -262,12 +300,16 @@ class Program:
     ) -> Tensor:
         """F of one piece, (m, n, c); the gradient of the mean loss over alpha^2 into ``slots``."""
         alpha = self.alpha[members][:, None, None]
-        if self._dense is None:
-            tree = {name: w.requires_grad_() for name, w in tree.items()}
+        if self._dense is None or self.linear is not None:
+            leaves = [tree[name].requires_grad_() for name in slots]
             raw = self._forward(tree, members, x)
             scaled = alpha * (raw if offsets is None else raw - offsets)
             mean = _by_sample(self.loss.per_sample, scaled, y).mean(-1) / self.alpha[members] ** 2
-            grads = torch.autograd.grad(mean.sum(), list(tree.values()), materialize_grads=True)
+            if not mean.requires_grad:  # what moves is not used
+                for slot in slots.values():
+                    slot.zero_()
+                return scaled
+            grads = torch.autograd.grad(mean.sum(), leaves, materialize_grads=True)
             for slot, grad in zip(slots.values(), grads, strict=True):
                 slot.copy_(grad)
             return scaled.detach()

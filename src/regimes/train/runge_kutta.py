@@ -15,8 +15,8 @@ from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
 from regimes.core.state import Status
 from regimes.train.engine import Engine, Front
-from regimes.train.prepare import Given, prepare
-from regimes.train.program import Program
+from regimes.train.plan import Anchor, Layers
+from regimes.train.prepare import Given, prepare, prepare_plans
 
 __all__ = ["RungeKutta", "runge_kutta"]
 
@@ -34,15 +34,11 @@ class RungeKuttaFront(Front):
     """Where the members that still run are: one row each; the step is that of all."""
 
     w: Tensor  # (m, total)
-    slope: Tensor  # (m, total) dw/dt
-    outputs: Tensor  # (m, n, c)
-    loss: Tensor  # (m,)
     step: int = 0
 
     def rows(self, index: Tensor) -> RungeKuttaFront:
         """The members of these rows."""
-        picked = {name: getattr(self, name)[index] for name in ("members", "w", "slope", "outputs", "loss")}
-        return replace(self, **picked)
+        return replace(self, members=self.members[index], w=self.w[index])
 
 
 class RungeKutta(Engine[RungeKuttaFront, RungeKuttaSettings]):
@@ -60,46 +56,47 @@ class RungeKutta(Engine[RungeKuttaFront, RungeKuttaSettings]):
         """Nothing: all that decides the way is among the settings."""
 
     def _advance(self) -> None:
-        """Record where the members are, and take a step with those that go on."""
+        """Take a step with every member, and record where it was; at the end record where it is."""
         front = self._front
-        whole, lost = front.step >= self.settings.steps, ~torch.isfinite(front.loss)
-        if whole or self._late:
-            self._hand_out(lost, "finished" if whole else "stopped", None)
-            return
-        w = self._next(front)
-        outputs, loss, slope = _slope(self.program, w, front.members, *self._data(front.members))
-        lost = lost | ~torch.isfinite(loss) | ~torch.isfinite(w).all(1)
-        self._hand_out(lost, "running", w - front.w)
-        new = replace(front, w=w, slope=slope, outputs=outputs, loss=loss, step=front.step + 1)
-        self._front = new.rows((~lost).nonzero()[:, 0]) if bool(lost.any()) else new
-
-    def _hand_out(self, lost: Tensor, status: Status, update: Tensor | None) -> None:
-        """Record each member; none is left once the status says so."""
-        front, time = self._front, self._front.step * self.settings.dt
-        rows = zip(front.members.tolist(), front.loss.tolist(), lost.tolist(), strict=True)
-        for i, (member, loss, bad) in enumerate(rows):
-            step = None if update is None else update[i]
-            word = "diverged" if bad else status
-            self._record(member, front.w[i], front.step, time, loss, word, front.outputs[i], step)
-        if status != "running":
-            self._front = front.rows(front.members[:0])
-
-    def _next(self, front: RungeKuttaFront) -> Tensor:
-        """w at t + dt."""
-        w, dt, first = front.w, self.settings.dt, front.slope
+        if front.step and self.plans.renews(front.step):
+            self._renew(front.members, front.w)
         data = self._data(front.members)
-        second = _slope(self.program, w + dt / 2 * first, front.members, *data)[2]
-        third = _slope(self.program, w + dt / 2 * second, front.members, *data)[2]
-        fourth = _slope(self.program, w + dt * third, front.members, *data)[2]
-        return w + dt / 6 * (first + 2 * second + 2 * third + fourth)
+        if front.step >= self.settings.steps or self._late:
+            outputs = self.program.outputs(front.w, front.members, data[0], data[2])
+            loss = self.program.losses(outputs, data[1])
+            status = "finished" if front.step >= self.settings.steps else "stopped"
+            self._hand_out(outputs, loss, torch.isfinite(loss), status, None)
+            self._front = front.rows(front.members[:0])
+            return
+        moving, dt = self.plans.moving(front.step), self.settings.dt
+        outputs, loss, first = self._slope(front.w, data, moving)
+        _, _, second = self._slope(front.w + dt / 2 * first, data, moving)
+        _, _, third = self._slope(front.w + dt / 2 * second, data, moving)
+        _, _, fourth = self._slope(front.w + dt * third, data, moving)
+        w = front.w + dt / 6 * (first + 2 * second + 2 * third + fourth)
+        if moving is not None:
+            w = torch.where(self.program.mask([moving]), w, front.w)
+        kept = torch.isfinite(loss) & torch.isfinite(w).all(1)
+        self._hand_out(outputs, loss, kept, "running", w - front.w)
+        new = replace(front, w=w, step=front.step + 1)
+        self._front = new if bool(kept.all()) else new.rows(kept.nonzero()[:, 0])
 
+    def _slope(
+        self, w: Tensor, data: tuple[Tensor, Tensor, Tensor | None], moving: tuple[bool, ...] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """F, loss and dw/dt."""
+        outputs, loss, g = self.program.gradient(w, self._front.members, *data, moving)
+        return outputs, loss, -g if self.program.rates is None else -g * self.program.rates
 
-def _slope(
-    program: Program, w: Tensor, members: Tensor, x: Tensor, y: Tensor, offsets: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """F, loss and dw/dt."""
-    outputs, loss, g = program.gradient(w, members, x, y, offsets)
-    return outputs, loss, -g if program.rates is None else -g * program.rates
+    def _hand_out(
+        self, outputs: Tensor, loss: Tensor, fine: Tensor, status: Status, update: Tensor | None
+    ) -> None:
+        """Record each member where it is."""
+        front, time = self._front, self._front.step * self.settings.dt
+        rows = zip(front.members.tolist(), loss.tolist(), fine.tolist(), strict=True)
+        for i, (member, value, well) in enumerate(rows):
+            word, step = status if well else "diverged", None if update is None else update[i]
+            self._record(member, front.w[i], front.step, time, value, word, outputs[i], step)
 
 
 @checked
@@ -112,6 +109,8 @@ def runge_kutta(
     steps: int,
     loss: Loss = soft_hinge,
     max_seconds: float = math.inf,
+    layers: Layers | None = None,
+    anchor: Anchor | None = None,
     dtype: torch.dtype | None = None,
 ) -> RungeKutta:
     r"""Full-batch gradient flow of L(w) = (1 / (alpha^2 n)) sum loss(F(w, x), y), to a fixed time, with small errors.
@@ -139,6 +138,7 @@ def runge_kutta(
         steps: how many; each costs four gradients.
         loss: a smooth one, for an error of fourth order.
         max_seconds: wall-clock of the whole call.
+        layers, anchor: plans, as in ``descent``.
         dtype: default float64.
 
     Returns:
@@ -163,7 +163,7 @@ def runge_kutta(
         raise UserError(f"`steps`: got {steps}, expected 0 or more")
     program, x, y = prepare(modules, inputs, targets, loss, dtype, default=torch.float64)
     start, offsets = program.start(), program.offsets(x)
-    everyone = torch.arange(len(start), device=program.device)
-    outputs, value, slope = _slope(program, start, everyone, x, y, offsets)
-    front = RungeKuttaFront(everyone, start, slope, outputs, value)
-    return RungeKutta(program, x, y, RungeKuttaSettings(dt, steps), max_seconds, front, start, offsets)
+    plans = prepare_plans(program, start, layers, anchor)
+    front = RungeKuttaFront(torch.arange(len(start), device=program.device), start)
+    settings = RungeKuttaSettings(dt, steps)
+    return RungeKutta(program, x, y, settings, max_seconds, plans, front, start, offsets)

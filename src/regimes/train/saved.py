@@ -61,7 +61,7 @@ def function_of(program: Program, origin: Tensor, inputs: Tensor, offsets: Tenso
                 check_separable(network)
         except UserError:
             return None
-        raw = program.raw(origin, everyone, head)
+        raw = program.raw(origin, everyone, head, program.networks)
         if random_state() != before:
             return None
     start = torch.zeros_like(raw) if offsets is None else offsets[:, :_SAMPLES]
