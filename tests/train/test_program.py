@@ -181,6 +181,27 @@ def test_the_modules_are_left_as_they_were() -> None:
         assert all(before[n][0] == after[n][0] and torch.equal(before[n][1], after[n][1]) for n in before)
 
 
+@pytest.mark.parametrize("name", ["softplus", "tanh", "tied"])
+def test_gradients_exist_where_they_are_switched_off(name: str) -> None:
+    x, y = task(11, 5)
+    make = AWKWARD.get(name, lambda seed: models.mlp(5, 8, 1, activation=name, seed=seed))
+    program = Program([control.scale(make(0), 2.0)], soft_hinge, torch.float64)
+    given = (program.start() * 1.1, torch.arange(1), x, y, program.offsets(x))
+    wanted = program.gradient(*given)
+    with torch.no_grad():
+        assert all(map(torch.equal, program.gradient(*given), wanted))
+
+
+def test_a_parameter_that_is_used_nowhere_has_gradient_0() -> None:
+    x, y = task(11, 5)
+    program = Program([AWKWARD["custom"](0)], soft_hinge, torch.float64)
+    moving = tuple(name == "unused" for name in program.layout.names)
+    outputs, _, gradient = program.gradient(program.start(), torch.arange(1), x, y, None, moving)
+    assert not gradient.any() and torch.equal(
+        outputs, program.outputs(program.start(), torch.arange(1), x, None)
+    )
+
+
 def test_members_of_one_architecture_only() -> None:
     networks = [models.mlp(5, 8, 1), models.mlp(5, 9, 1)]
     with pytest.raises(UserError, match="`modules`: member 1 differs"):

@@ -69,7 +69,7 @@ class _Forward(TorchFunctionMode):
                 return func(*args, **(kwargs or {}))
         if func in _PRODUCTS and len(args) > 1:
             return _product(func, *args, **(kwargs or {}))
-        if func in _TIMES and len(args) == 2 and isinstance(args[1], int | float):
+        if func in _TIMES and len(args) == 2 and not kwargs and isinstance(args[1], int | float):
             return _times(func, args[0], args[1])
         return func(*args, **(kwargs or {}))
 

@@ -301,17 +301,17 @@ class Program:
         """F of one piece, (m, n, c); the gradient of the mean loss over alpha^2 into ``slots``."""
         alpha = self.alpha[members][:, None, None]
         if self._dense is None or self.linear is not None:
-            leaves = [tree[name].requires_grad_() for name in slots]
-            raw = self._forward(tree, members, x)
-            scaled = alpha * (raw if offsets is None else raw - offsets)
-            mean = _by_sample(self.loss.per_sample, scaled, y).mean(-1) / self.alpha[members] ** 2
-            if not mean.requires_grad:  # what moves is not used
-                for slot in slots.values():
-                    slot.zero_()
-                return scaled
-            grads = torch.autograd.grad(mean.sum(), leaves, materialize_grads=True)
+            # Whatever mode the engine is iterated in.
+            with torch.inference_mode(False), torch.enable_grad():
+                leaves = [tree[name].requires_grad_() for name in slots]
+                raw = self._forward(tree, members, x)
+                scaled = alpha * (raw if offsets is None else raw - offsets)
+                mean = _by_sample(self.loss.per_sample, scaled, y).mean(-1) / self.alpha[members] ** 2
+                grads: Sequence[Tensor | float] = [0.0] * len(leaves)  # where what moves is used nowhere
+                if mean.requires_grad:
+                    grads = torch.autograd.grad(mean.sum(), leaves, materialize_grads=True)
             for slot, grad in zip(slots.values(), grads, strict=True):
-                slot.copy_(grad)
+                slot[...] = grad
             return scaled.detach()
         with torch.no_grad():
             samples, padded = x.shape[self._axis], aligned(x, self._axis)

@@ -13,7 +13,7 @@ from regimes import control, measure, models, train
 from regimes.core.loss import squared
 from regimes.core.state import State
 from tests.train.plain import task
-from tests.train.test_plans import SOME
+from tests.train.test_plan import SOME
 
 X, Y = task(9, 5)
 OTHER = task(4, 5, seed=1)[0]

@@ -15,7 +15,7 @@ from regimes import control, models, train
 from regimes.core.error import UserError
 from regimes.core.state import State
 from tests.train.plain import task
-from tests.train.test_plans import ENGINES, PLANS, every_third, members, turns
+from tests.train.test_plan import ENGINES, PLANS, every_third, members, turns
 
 
 def same(a: State, b: State, x: torch.Tensor) -> bool:
