@@ -58,7 +58,8 @@ def test_settings_choose_what_is_run() -> None:
     runs = wanted("quick", datasets="mnist,emnist", depths="3", seeds=2, members=4)
     assert {run.dataset for run in runs} == {"mnist", "emnist"}
     assert {run.depth for run in runs} == {3}
-    assert {run.seed for run in runs} == {0, 1, 2, 3}
+    seeds = {h: {run.seed for run in runs if run.width == h} for h in (16, 32, 128)}
+    assert seeds == {16: set(range(8)), 32: set(range(4)), 128: {0, 1}}
     with pytest.raises(UserError, match="did you mean 'members'"):
         STUDY.settings("quick", {"member": 3})
 

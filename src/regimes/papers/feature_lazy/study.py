@@ -29,8 +29,6 @@ __all__ = ["STUDY", "Networks", "Panel"]
 CURVE = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 3e3, 1e4, 3e4, 1e5)
 # x that stand for the regimes where ensembles are trained
 BOTH_REGIMES = (0.1, 1e4)
-# where the search for dK = 1 begins, and the ratio of the bracket at which it ends
-CROSSOVER, FACTOR = (10.0, 100.0), 2.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,10 @@ class Panel:
         crossover: widths whose alpha* is searched.
         ensemble: widths of which ``members`` seeds are trained in both regimes.
         x: values of sqrt(h) alpha of the curves.
+        start: values of sqrt(h) alpha where the search for dK = 1 begins.
+        factor: the ratio of the bracket at which it ends.
+        shares: the least and the most seeds of a search, over ``members``; in between 32 / h of them, since the kernels
+            of narrow networks fluctuate more.
     """
 
     dataset: str
@@ -58,6 +60,9 @@ class Panel:
     crossover: tuple[int, ...] = (16, 32, 64, 128, 256)
     ensemble: tuple[int, ...] = (16, 32, 64, 128, 256)
     x: tuple[float, ...] = CURVE
+    start: tuple[float, ...] = (10.0, 100.0)
+    factor: float = 2.0
+    shares: tuple[float, float] = (0.0, 1.0)
 
     def sweep(self, settings: Mapping[str, Any], laws: Sequence[str]) -> Sweep:
         """All runs of the panel: the search for alpha* under each law; curves and ensembles under the first."""
@@ -82,16 +87,16 @@ class Panel:
         return [h for h in self.crossover if law == "ntk" or h <= 128]
 
     def _search(self, settings: Mapping[str, Any], law: str, h: int) -> Sweep:
-        """alpha* of one width: more seeds for the narrow networks, whose kernels fluctuate more."""
-        most = max(settings["seeds"], settings["members"])
-        seeds = max(settings["seeds"], min(most, most * 32 // h))
+        """alpha* of one width."""
+        (least, most), members = self.shares, max(settings["seeds"], settings["members"])
+        seeds = max(settings["seeds"], int(members * min(most, max(least, 32 / h))))
         return bisection(
             FlowRun,
             axis="alpha",
             column="dK",
             level=1.0,
-            start=[_alpha(x, h, law) for x in CROSSOVER],
-            factor=FACTOR,
+            start=[_alpha(x, h, law) for x in self.start],
+            factor=self.factor,
             seed=range(seeds),
             width=h,
             **self._common(settings, law),
@@ -125,7 +130,10 @@ QUICK = Panel(
     n_test=1500,
     curve=(32, 64),
     crossover=NARROW,
-    ensemble=NARROW,
+    ensemble=(16, 32, 64),
+    start=(1.0, 3.0, 10.0, 30.0),
+    factor=4.0,
+    shares=(0.5, 2.0),
     x=(0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 3e3, 1e4, 1e5),
 )
 HALF_DECADES = tuple(float(f"{10 ** (i / 2):.6g}") for i in range(-8, 15))
