@@ -94,6 +94,14 @@ def test_ends_are_the_outermost_and_fullest(rows: Any) -> None:
         ends(table, feature=7.0, lazy=7.0)
 
 
+def test_ends_are_where_ensembles_are_not_where_a_search_went() -> None:
+    """A search takes more seeds of narrow networks than of wide ones: most networks, but no ensembles."""
+    both = tidy(synthetic.study((16, 64), (-2, 4), seeds=5))
+    search = [tidy(synthetic.study((h,), (-1,), seeds=n)) for h, n in ((16, 9), (64, 4))]
+    sides = ends(pd.concat([both, *search], ignore_index=True))
+    assert set(sides["feature"]["x"]) == {0.01} and len(sides["feature"]) == 10
+
+
 def test_nothing_is_interpolated_over_a_wide_gap() -> None:
     """A network trained deep in both regimes alone, for an ensemble, says nothing of where it crosses."""
     wide = tidy(synthetic.study((16, 64), (-1, 4), seeds=2))

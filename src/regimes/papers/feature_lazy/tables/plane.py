@@ -164,7 +164,7 @@ def ends(
     Arguments:
         frame: tidy rows of one panel.
         feature: the value of ``x`` on the feature side; by default the one below the crossover (mean drift
-            above 1) that most networks were trained at, the farthest from it among equals.
+            above 1) with the most members of :func:`ensembles`, the farthest from it among equals.
         lazy: the same on the lazy side.
 
     Returns:
@@ -173,11 +173,11 @@ def ends(
     Raises:
         UserError: if neither side has rows.
     """
-    found = need(frame, ["x", "dK"])
-    drifts = {x: array(part["dK"]) for x, part in found.groupby("x")}
+    found = need(frame, ["x", "dK", "width", "seed"])
+    places = {x: (array(part["dK"]).mean(), _members(part)) for x, part in found.groupby("x")}
     beyond = {
-        "feature": {x: len(dK) for x, dK in drifts.items() if dK.mean() > 1},
-        "lazy": {x: len(dK) for x, dK in drifts.items() if dK.mean() < 1},
+        "feature": {x: members for x, (dK, members) in places.items() if dK > 1},
+        "lazy": {x: members for x, (dK, members) in places.items() if dK < 1},
     }
     sides = {}
     for name, wanted in (("feature", feature), ("lazy", lazy)):
@@ -204,6 +204,11 @@ def ensembles(rows: pd.DataFrame) -> dict[int, pd.DataFrame]:
     }
     sizes = {width: len(set(part["seed"])) for width, part in parts.items()}
     return {width: part for width, part in parts.items() if sizes[width] == max(sizes.values())}
+
+
+def _members(rows: pd.DataFrame) -> int:
+    """How many networks the ensembles of these rows have."""
+    return sum(len(part) for part in ensembles(rows).values())
 
 
 @checked
