@@ -18,6 +18,7 @@ from typing import Any, Literal
 from regimes.papers.feature_lazy import CARD
 from regimes.papers.feature_lazy.claims import claims
 from regimes.papers.feature_lazy.figures import figures
+from regimes.papers.feature_lazy.protocol import PROTOCOL
 from regimes.papers.feature_lazy.runs import FlowRun, FrozenRun
 from regimes.papers.recipe.device import chosen_device
 from regimes.study import Option, Scale, Study, Sweep, bisection, combine, grid
@@ -321,4 +322,5 @@ STUDY = Study(
     },
     claims=claims,
     figures=figures,
+    protocol=PROTOCOL,
 )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from regimes.papers.lazy_training import CARD
 from regimes.papers.lazy_training.claims import claims
 from regimes.papers.lazy_training.figures import figures
+from regimes.papers.lazy_training.protocol import PROTOCOL
 from regimes.papers.lazy_training.runs import ImageRun, RateRun, SpectrumRun, StudentRun
 from regimes.papers.recipe.device import chosen_device
 from regimes.study import Option, Scale, Study, Sweep, combine, grid
@@ -282,4 +283,5 @@ STUDY = Study(
     },
     claims=claims,
     figures=figures,
+    protocol=PROTOCOL,
 )  # fmt: skip

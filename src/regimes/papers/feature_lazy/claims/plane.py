@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,11 +14,13 @@ from regimes.control.width import LAWS
 from regimes.core.error import UserError
 from regimes.core.estimate import Estimate, jackknife
 from regimes.papers.feature_lazy import CARD
+from regimes.papers.feature_lazy.runs import FlowRun
 from regimes.papers.feature_lazy.tables.plane import (
     EARLY_WINDOW,
     FEATURE_WINDOW,
     LATE_WINDOW,
     LAZY_WINDOW,
+    PANEL,
     curve_law,
     ends,
     ensembles,
@@ -26,93 +30,112 @@ from regimes.papers.feature_lazy.tables.plane import (
     transition,
     variance_law,
 )
-from regimes.report.claim import Claim
+from regimes.report.claim import Claim, Statistic
 from regimes.report.ensemble import ensemble_error, outputs
-from regimes.report.table import need
+from regimes.report.table import need, rows_of, select, shared
 
 __all__ = ["plane_claims"]
 
-Statistic = Callable[[pd.DataFrame], Estimate]
+Rows = Mapping[str, Any]
+Window = tuple[float, float]
 
 
 def plane_claims(frame: pd.DataFrame) -> list[Claim]:
     """R6 to R12: one set for each data set and depth, the crossover for each law; none without such rows."""
     found: list[Claim] = []
-    flows = frame.loc[frame["run"] == "FlowRun"]
+    flows = rows_of(frame, FlowRun)
     for name, part in panels(flows) if len(flows) else []:
         label = name.replace(", ", " ").replace(" = ", "=").replace(" ", "-")
-        depth = int(part["depth"].iloc[0])
+        rows = {"run": FlowRun.__name__, **shared(part, PANEL)}
         for law in dict.fromkeys(part["law"]):
-            found.append(_crossover(label, name, part.loc[part["law"] == law], law))
-        found += _of_panel(label, name, part.loc[part["law"] == "ntk"], depth)
+            found.append(_crossover(label, name, {**rows, "law": law}))
+        curves = {**rows, "law": "ntk"}
+        found += _curves(label, name, curves, int(part["depth"].iloc[0]))
+        if _has_ensembles(select(part, curves)):
+            found += _ensembles(label, name, curves)
     return found
 
 
-def _claim(
-    id: str,
-    sentence: str,
-    reference: float | str,
-    origin: str,
-    low: float | None,
-    high: float | None,
-    statistic: Statistic,
-    rows: pd.DataFrame,
-    unit: str = "seeds",
-) -> Claim:
-    return Claim(
-        id, CARD.name, sentence, reference, origin, (low, high), lambda _frame: statistic(rows), unit
-    )
-
-
-def _crossover(label: str, name: str, rows: pd.DataFrame, law: str) -> Claim:
+def _crossover(label: str, name: str, rows: Rows) -> Claim:
+    """R6 under a law of width."""
+    law = rows["law"]
     power = LAWS[law].alpha_star
-    origin = "paper text" if law == "ntk" else "derived from the paper"
-    suffix = "" if law == "ntk" else f"/{law}"
     sentence = f"alpha* falls like h^{power:g}" if power else "alpha* does not depend on h"
-    return _claim(
-        f"R6{suffix}/{label}",
+    return Claim(
+        f"R6{'' if law == 'ntk' else f'/{law}'}/{label}",
+        CARD.name,
         f"{sentence} ({law} law; {name})",
         power,
-        origin,
-        power - 0.1,
-        power + 0.1,
+        "paper text" if law == "ntk" else "derived from the paper",
+        (power - 0.1, power + 0.1),
         _star,
-        rows,
         unit="members",  # the search takes its seeds from the ensembles, more of them for narrow networks
+        rows=rows,
     )
 
 
-def _of_panel(label: str, name: str, rows: pd.DataFrame, depth: int) -> list[Claim]:
-    """R7 to R12 of one data set and depth; ensembles only where there are some."""
+def _curves(label: str, name: str, rows: Rows, depth: int) -> list[Claim]:
+    """R7 to R10 of one data set and depth.
+
+    In the lazy limit the weights follow a straight line that alpha rescales, so that dW and, as the first term of
+    Taylor's series, dK fall like 1 / alpha, and t1 does not see alpha, for every smooth network: R8 and R10/lazy are
+    controls.
+    """
     kernel = 1.3 if depth == 2 else 2 / (1 + 1 / depth)
     weight = 0.34 if depth == 2 else 1 / (depth + 1)
-    text, code = "paper text", "authors' notebook"
     x = "sqrt(h) alpha"
-    one = partial(_claim, rows=rows)
-    found = [
-        one(f"R7/{label}", f"dK ~ ({x})^-{kernel:.3g} in the feature regime ({name})", -kernel, text,
-            -kernel - 0.2, -kernel + 0.2, statistic=_slope("dK", FEATURE_WINDOW)),
-        one(f"R8/dK/{label}", f"dK ~ ({x})^-1 in the lazy regime ({name})", -1.0, text, -1.1, -0.9,
-            statistic=_slope("dK", LAZY_WINDOW)),
-        one(f"R8/dW/{label}", f"sqrt(h) dW ~ ({x})^-1 in the lazy regime ({name})", -1.0, text, -1.1, -0.9,
-            statistic=_slope("sqrt_h_dW", LAZY_WINDOW)),
-        one(f"R9/{label}", f"sqrt(h) dW ~ ({x})^-{weight:.3g} in the feature regime ({name})", -weight, text,
-            -weight - 0.1, -weight + 0.1, statistic=_slope("sqrt_h_dW", FEATURE_WINDOW)),
-        one(f"R10/feature/{label}", f"t1 ~ {x} in the feature regime ({name})", 1.0, text, 0.9, 1.1,
-            statistic=_slope("t1", EARLY_WINDOW)),
-        one(f"R10/lazy/{label}", f"t1 does not depend on {x} in the lazy regime ({name})", 0.0, text, -0.1, 0.1,
-            statistic=_slope("t1", LATE_WINDOW)),
+
+    def one(id: str, sentence: str, exponent: float, margin: float, column: str, window: Window) -> Claim:
+        allowed = exponent - margin, exponent + margin
+        statistic = _slope(column, window)
+        return Claim(
+            f"{id}/{label}",
+            CARD.name,
+            f"{sentence} ({name})",
+            exponent,
+            "paper text",
+            allowed,
+            statistic,
+            rows=rows,
+        )
+
+    def control(*words: Any) -> Claim:
+        return replace(one(*words), kind="control")
+
+    return [
+        one("R7", f"dK ~ ({x})^-{kernel:.3g} in the feature regime", -kernel, 0.2, "dK", FEATURE_WINDOW),
+        control("R8/dK", f"dK ~ ({x})^-1 in the lazy regime", -1.0, 0.1, "dK", LAZY_WINDOW),
+        control("R8/dW", f"sqrt(h) dW ~ ({x})^-1 in the lazy regime", -1.0, 0.1, "sqrt_h_dW", LAZY_WINDOW),
+        one("R9", f"sqrt(h) dW ~ ({x})^-{weight:.3g} in the feature regime", -weight, 0.1, "sqrt_h_dW",
+            FEATURE_WINDOW),
+        one("R10/feature", f"t1 ~ {x} in the feature regime", 1.0, 0.1, "t1", EARLY_WINDOW),
+        control("R10/lazy", f"t1 does not depend on {x} in the lazy regime", 0.0, 0.1, "t1", LATE_WINDOW),
     ]  # fmt: skip
-    if not _has_ensembles(rows):
-        return found
+
+
+def _ensembles(label: str, name: str, rows: Rows) -> list[Claim]:
+    """R11 and R12 of one data set and depth."""
+    errors = "2.4 % lazy, 2.9 % feature, at every h" if "fashion" in label else "equal at every h"
+    one = partial(Claim, paper=CARD.name, origin="authors' notebook", unit="members", rows=rows)
+    found = []
     for regime in ("feature", "lazy"):
-        found.append(one(f"R11/{regime}/{label}", f"Var F ~ 1/h in the {regime} regime ({name})", -1.0, code,
-                         -1.2, -0.8, statistic=partial(_fluctuation, regime), unit="members"))  # fmt: skip
-        found.append(one(f"R12/{regime}/{label}",
-                         "the error of an ensemble does not depend on h in the "
-                         f"{regime} regime: relative spread ({name})",
-                         "2.4 % lazy, 2.9 % feature, at every h" if "fashion" in label else "equal at every h", code,
-                         None, 0.15, statistic=partial(_spread, regime), unit="members"))  # fmt: skip
+        found += [
+            one(
+                id=f"R11/{regime}/{label}",
+                claim=f"Var F ~ 1/h in the {regime} regime ({name})",
+                reference=-1.0,
+                range=(-1.2, -0.8),
+                statistic=partial(_fluctuation, regime),
+            ),
+            one(
+                id=f"R12/{regime}/{label}",
+                claim=f"the error of an ensemble does not depend on h in the {regime} regime: relative spread ({name})",
+                reference=errors,
+                range=(None, 0.15),
+                statistic=partial(_spread, regime),
+                truth=0.0,
+            ),
+        ]
     return found
 
 
@@ -130,7 +153,7 @@ def _star(rows: pd.DataFrame) -> Estimate:
     return star_law(transition(tidy(rows))).estimate()
 
 
-def _slope(column: str, window: tuple[float, float]) -> Statistic:
+def _slope(column: str, window: Window) -> Statistic:
     """Exponent of a column against x in a window; the error is over networks (one width and seed)."""
 
     def statistic(rows: pd.DataFrame) -> Estimate:

@@ -11,12 +11,12 @@ from regimes.core.estimate import array
 from regimes.papers.feature_lazy.runs import FrozenRun
 from regimes.report.table import last, need, rows_of
 
-__all__ = ["by_seed", "networks", "regimes"]
+__all__ = ["NETWORK", "by_seed", "networks", "regimes"]
 
 # sqrt(h) alpha up to which a network counts as one of the feature regime, and from which as one of the lazy
 FEATURE_MOST, LAZY_LEAST = 1.0, 1e3
-# What must not be mixed.
 NETWORK = ("dataset", "model", "depth", "width", "n", "pca", "size", "kernel", "activation", "tolerance")
+"""What must not be mixed."""
 
 
 @checked

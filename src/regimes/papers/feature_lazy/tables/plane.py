@@ -20,6 +20,7 @@ __all__ = [
     "FEATURE_WINDOW",
     "LATE_WINDOW",
     "LAZY_WINDOW",
+    "PANEL",
     "curve_law",
     "ends",
     "ensembles",
@@ -35,6 +36,7 @@ r"""Where the change of kernel and weights is fitted, in :math:`\sqrt h\,\alpha`
 EARLY_WINDOW, LATE_WINDOW = (0.0, 0.3), (1e2, np.inf)
 """Where the time to halve the loss is fitted."""
 PANEL = ("dataset", "task", "arch", "depth", "n")
+"""What must not be mixed."""
 
 
 @checked
