@@ -284,7 +284,7 @@ def test_mistakes_name_the_argument() -> None:
         ),
         ({"layers": lambda _: []}, "`layers`: gave no name at step 0"),
         ({"layers": lambda _: "0.weight"}, "`layers`: gave '0.weight' at step 0, expected a set"),
-        ({"layers": lambda _: [3]}, "`layers`: gave 3 at step 0"),
+        ({"layers": lambda _: [2]}, "`layers`: gave 2 at step 0"),
         ({"layers": lambda _: None}, "`layers`: gave None at step 0"),
         ({"layers": ["0.weight"]}, "`layers`: got .* expected a function"),
         ({"anchor": True}, "`anchor`: got True, expected a function"),

@@ -190,11 +190,11 @@ class Engine(ABC, Generic[AFront, ASettings]):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict` of the same members, data and settings, bit for bit on a CPU.
 
-        Limits (``max_steps``, ``steps``, ``epochs``, ``max_seconds``) may differ, to go on for longer. A state of a
-        version that saved no settings is held against what it does hold.
+        Limits (``max_steps``, ``steps``, ``epochs``, ``max_seconds``) may differ, to go on for longer, and what plans
+        say of the steps to come. A state of a version that saved no settings is held against what it does hold.
 
         Raises:
-            UserError: if what was saved has other members, parameters, data or settings; names both values.
+            UserError: if what was saved has other members, parameters, data, settings or plans; names both values.
         """
         check_keys(saved, {"front", "origin", "pending", "seconds"}, {f.name for f in fields(self._front)})
         if len(saved["origin"]) == len(self._origin):

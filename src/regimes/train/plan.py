@@ -30,6 +30,9 @@ class Plans:
         module: one of the members, for the names of its parameters.
         layers: which parameters move; None for all, at every step.
         anchor: when the linearisation is renewed; None for the network itself.
+
+    Raises:
+        UserError: if ``layers`` gives what is none for the first step.
     """
 
     def __init__(self, module: nn.Module, layers: Layers | None, anchor: Anchor | None) -> None:
@@ -39,7 +42,9 @@ class Plans:
         every = module.named_parameters(remove_duplicate=False)
         self._places = {name: places[id(p)] for name, p in every if id(p) in places}
         self._count = len(places)
-        self._said: dict[str, list[int]] = {"layers": [], "anchor": []}
+        # The anchor is at the start at step 0, without being asked for.
+        self._said: dict[str, list[int]] = {"layers": [], "anchor": [] if anchor is None else [1]}
+        self._moving(0)  # a plan that gives what is none is found before a run begins
 
     @property
     def linear(self) -> bool:
@@ -69,6 +74,8 @@ class Plans:
         Raises:
             UserError: if the plan says neither True nor False.
         """
+        if self._anchor is None:
+            return False
         found = self._renews(step)
         self._note("anchor", step, int(found))
         return found
@@ -91,7 +98,9 @@ class Plans:
     def _under(self, name: str, step: int) -> list[int]:
         """The parameter of this name, or all under the module of this name."""
         found = [
-            place for each, place in self._places.items() if name in ("", each) or each.startswith(f"{name}.")
+            place
+            for each, place in self._places.items()
+            if isinstance(name, str) and (name in ("", each) or each.startswith(f"{name}."))
         ]
         if not found:
             modules = (each.rpartition(".")[0] for each in self._places)

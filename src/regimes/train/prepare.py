@@ -66,8 +66,7 @@ def prepare_plans(program: Program, start: Tensor, layers: Layers | None, anchor
         UserError: if a plan gives what is none, or a member cannot be linearised.
     """
     plans = Plans(program.modules[0], layers, anchor)
-    plans.moving(0)
-    if plans.renews(0):
+    if plans.linear:
         program.linearize(start)
     return plans
 
