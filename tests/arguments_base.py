@@ -50,6 +50,7 @@ RECORDS = {
         "measure.LayerForecast",
     ),
     *("measure.Row", "measure.StochasticEstimate", "measure.TangentOperator"),
+    *("measure.ActiveSet", "measure.Changes", "measure.LayerChange", "measure.Reset", "measure.Unmoved"),
     *("compare.Comparison", "study.Failure", "study.Forecast", "study.Interrupted", "study.Result"),
     *("report.claim.Estimate", "report.fit.PowerLaw", "report.page.Shown"),
     *("data.Teacher", "data.Dataset", "data.Split"),
@@ -185,6 +186,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "train.flow": of(TRAINED, max_steps=2),
     "train.runge_kutta": of(TRAINED, dt=0.1, steps=2),
     "train.kernel": of({"kernel": kernel, "targets": signs}, max_steps=2),
+    "measure.Activity": values(),
     "measure.Error": of({"inputs": inputs, "targets": signs}),
     "measure.Gap": of({"inputs": inputs}),
     "measure.KernelDrift": of({"inputs": inputs, "targets": signs}),
@@ -192,6 +194,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "measure.Outputs": of({"inputs": inputs}),
     "measure.Pattern": of({"inputs": inputs}),
     "measure.Times": values(),
+    "measure.activity": lambda: {"parameters": parameters(0.1), "origin": parameters()},
     "measure.alignment": of({"k": kernel, "y": signs}),
     "measure.at_end": values(),
     "measure.averaging": of({"targets": signs}, outputs=inputs().T),
@@ -210,6 +213,8 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "measure.ntk_sketch": lambda: {"module": network(), "x1": inputs(), "probes": 2},
     "measure.observe": lambda: {"states": [State.of(network(), step=1)], "probes": [measure.Movement()]},
     "measure.pattern": of(NET, origin=parameters(0.1)),
+    "measure.reset_test": of(NET, y=signs(), origin=parameters(0.1), draws=1),
+    "measure.unmoved": lambda: {"module": network(), "before": parameters(0.1), "declared": ["0.weight"]},
     "study.Option": values(type=int, default=1),
     "study.Scale": values(sweep=lambda settings: grid(Toy, width=1), cost="1 s", description="one"),
     "study.Store": of({"out": folder}, classes=[Toy]),
@@ -309,4 +314,8 @@ def stars() -> pd.DataFrame:
 
 
 # How often something is done: it is done for as long as that takes.
-ENDLESS = {("measure.kappa", "starts"), ("compare.would_linear_do", "epochs")}
+ENDLESS = {
+    ("measure.kappa", "starts"),
+    ("compare.would_linear_do", "epochs"),
+    ("measure.reset_test", "draws"),
+}

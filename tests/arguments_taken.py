@@ -77,7 +77,8 @@ RULES = (
     Rule("any whole number of 64 bits is a seed of torch's generator", "*", "seed", f"zero, {HUGE}"),
     Rule(
         "any whole number of 64 bits is a seed of torch's generator",
-        "models.cnn models.mlp models.resnet models.two_layer models.vgg measure.ntk_sketch study.bisection",
+        "models.cnn models.mlp models.resnet models.two_layer models.vgg measure.ntk_sketch "
+        "measure.reset_test study.bisection",
         "seed",
         "minus one",
     ),
@@ -112,7 +113,7 @@ RULES = (
         "lr",
         "zero, number",
     ),
-    Rule("0 is none", "*", "momentum ridge validation margin tau", "zero"),
+    Rule("0 is none", "*", "momentum ridge threshold validation margin tau", "zero"),
     Rule("one for each member", "train.flow", "tau", "number, list"),
     Rule("one for each member", "train.descent", "lr", "list"),
     Rule(
@@ -195,7 +196,9 @@ RULES = (
     Rule("none have these values", "report.table.select", "frame", "empty"),
     Rule("columns that are not there are left out", "report.table.shared", "rows", "other columns"),
     Rule("a study of which nothing was changed", "study.Study", "protocol", "empty"),
-    Rule("nothing to do is done", "*", "columns texts classes probes found shown notes split", "empty"),
+    Rule(
+        "nothing to do is done", "*", "columns texts classes declared probes found shown notes split", "empty"
+    ),
     Rule("a factor may be any finite number", "core.activation.Softplus", "a", "minus one, zero"),
     Rule("a factor may be any finite number", "core.layer.Scaling", "multiplier", "minus one, zero"),
     Rule("a layer may start at 0, and be frozen", "core.layer.Scaling", "std rate bias_rate", "zero"),

@@ -143,14 +143,14 @@ def check(x: Inputs, name: str) -> None:
 
 def check_finite(tensor: Tensor, what: str, way_out: str) -> None:
     """Raise if an entry is nan or infinite, and say which is the first."""
-    if not tensor.is_floating_point():
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return
     # A finite sum settles it in one pass; an infinite one may come from large finite entries.
     if tensor.sum().isfinite() or tensor.isfinite().all():
         return
     where = tuple((~tensor.isfinite()).nonzero()[0].tolist())
     at = f"[{', '.join(map(str, where))}]" if where else "it"
-    raise UserError(f"{what}: {at} is {float(tensor[where])}, expected finite numbers; {way_out}")
+    raise UserError(f"{what}: {at} is {tensor[where].item()}, expected finite numbers; {way_out}")
 
 
 def same_samples(x1: Inputs, x2: Inputs) -> None:

@@ -1,5 +1,6 @@
 """What can be read off a state; nothing here knows who trained it."""
 
+from regimes.measure.activity import ActiveSet, Activity, Changes, LayerChange, activity
 from regimes.measure.alignment import alignment
 from regimes.measure.drift import KernelDrift, drift, kernel_distance
 from regimes.measure.fluctuation import Averaging, Fluctuation, averaging, fluctuation
@@ -21,10 +22,15 @@ from regimes.measure.movement import Movement, movement
 from regimes.measure.outputs import Error, Outputs, error_rate
 from regimes.measure.pattern import Pattern, pattern
 from regimes.measure.probe import Columns, Probe, Row, Snapshot, When, at_end, log_spaced, observe
+from regimes.measure.reset import Reset, reset_test
 from regimes.measure.times import Times
+from regimes.measure.unmoved import Unmoved, unmoved
 
 __all__ = [
+    "ActiveSet",
+    "Activity",
     "Averaging",
+    "Changes",
     "Columns",
     "Eigenpairs",
     "Error",
@@ -32,18 +38,22 @@ __all__ = [
     "Gap",
     "KernelDrift",
     "KernelForecast",
+    "LayerChange",
     "LayerForecast",
     "Movement",
     "Outputs",
     "Pattern",
     "Probe",
     "Reduce",
+    "Reset",
     "Row",
     "Snapshot",
     "StochasticEstimate",
     "TangentOperator",
     "Times",
+    "Unmoved",
     "When",
+    "activity",
     "alignment",
     "at_end",
     "averaging",
@@ -62,4 +72,6 @@ __all__ = [
     "ntk_sketch",
     "observe",
     "pattern",
+    "reset_test",
+    "unmoved",
 ]

@@ -18,7 +18,7 @@ from regimes.core.tree import Tree, is_finite, named, size, stray, trainable
 from regimes.core.tree import by_layer as group
 from regimes.measure.probe import Columns, Snapshot, numbers
 
-__all__ = ["Movement", "movement"]
+__all__ = ["Movement", "compared", "double", "movement"]
 
 
 # What the norms of torch keep beside their parameters, in every state dict.
@@ -64,14 +64,24 @@ def movement(
     >>> movement({"w": torch.tensor([3.0, 5.0])}, {"w": torch.tensor([3.0, 4.0])})
     0.2
     """
+    now, start = compared(parameters, origin, module)
+    if not by_layer:
+        return _moved(now, start)
+    return {layer: _moved(part, {name: start[name] for name in part}) for layer, part in group(now).items()}
+
+
+def compared(parameters: Tree, origin: Tree, module: nn.Module | None = None) -> tuple[Tree, Tree]:
+    """What both hold of parameters that count, by the same names: the arguments of :func:`movement`.
+
+    Raises:
+        UserError: if the names or shapes differ, or a value is no tensor or not finite.
+    """
     now, start = _counted(parameters, "parameters", module), _counted(origin, "origin", module)
     _check_alike(now, start)
     for argument, tree in (("parameters", now), ("origin", start)):
         for name, value in tree.items():
             check_finite(value, f"`{argument}`: '{name}'", "a run that diverged has no weight change")
-    if not by_layer:
-        return _moved(now, start)
-    return {layer: _moved(part, {name: start[name] for name in part}) for layer, part in group(now).items()}
+    return now, start
 
 
 def _counted(tree: Tree, argument: str, module: nn.Module | None) -> Tree:
@@ -119,7 +129,7 @@ def _check_alike(now: Tree, start: Tree) -> None:
 def _moved(now: Tree, start: Tree) -> float:
     """||now - start|| / ||start||, from the norms of the parts."""
     far = math.hypot(
-        *(size(_double(value) - _double(start[name]).to(value.device)) for name, value in now.items())
+        *(size(double(value) - double(start[name]).to(value.device)) for name, value in now.items())
     )
     whole = math.hypot(*(size(start[name]) for name in now))
     if far == 0.0:
@@ -127,7 +137,8 @@ def _moved(now: Tree, start: Tree) -> float:
     return far / whole if whole else math.inf
 
 
-def _double(value: Tensor) -> Tensor:
+def double(value: Tensor) -> Tensor:
+    """The same numbers in double precision, real or complex."""
     return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
