@@ -98,6 +98,18 @@ def test_an_anchor_that_always_moves_reads_as_plain_training() -> None:
     assert plain[0, 5]["dK"] > 0.01 and plain[0, 5]["gap"] > 0.01
 
 
+def test_the_pattern_is_that_at_the_anchor() -> None:
+    """Whether or not the function was called before."""
+    states = list(ENGINES["descent"](members(), X, Y, anchor=lambda step: step == 3))
+    rows = list(measure.observe(states, [measure.Pattern(OTHER)], lambda step: step + 1))
+    for row in rows:
+        module = members()[row.member]
+        moved = next(s for s in states if (s.member, s.step) == (row.member, 3 if row.step >= 3 else 0))
+        wanted = measure.pattern(module, OTHER, origin=moved.origin, parameters=moved.parameters)
+        assert row.values["pattern"] == wanted
+    assert len(rows) == 12 and rows[-1].values["pattern"] != 1
+
+
 @pytest.mark.parametrize("engine", [pytest.param("flow", marks=pytest.mark.slow), *SOME[1:]])
 def test_the_kernel_is_that_at_the_anchor(engine: str) -> None:
     """It stays between two moves of the anchor, and is measured from the start, wherever the first look is."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from regimes.control.linear import Linearized
 from regimes.control.scale import unscaled
 from regimes.core.batch import Inputs, check, count, device_of, take
 from regimes.core.check import checked
@@ -141,6 +142,9 @@ def _shares(
     """The share of each layer, by its label, between one network before and another of its kind after."""
     same: dict[_Call, float] = {}
     total: dict[_Call, int] = {}
+    for each, tree in ((first, before), (network, after)):
+        if isinstance(each, Linearized):  # its first call runs the network more than once
+            value(each, tree, take(x, slice(0, 1)))
     for start in range(0, count(x), _CHUNK):
         part = take(x, slice(start, start + _CHUNK))
         then, now = _sides(first, before, part, prefix), _sides(network, after, part, prefix)

@@ -76,7 +76,7 @@ def check_keys(saved: Any, needed: set[str], front: set[str]) -> None:
     if set(saved["front"]) != front:
         raise UserError(
             f"`saved`: holds {', '.join(sorted(saved['front']))}, expected {', '.join(sorted(front))}; "
-            "it is the state of another engine (train.flow, train.descent)"
+            "it is the state of another engine (train.flow, train.descent, train.runge_kutta)"
         )
 
 
