@@ -61,6 +61,16 @@ def test_controls_are_the_identities(study: Study) -> None:
     assert all(any(each.startswith(name) for name in CONTROLS[study.name]) for each in found)
 
 
+def test_ensembles_of_three_widths_are_outside_this_scale() -> None:
+    study = find_study("feature-lazy")
+    wider = synthetic.study((16, 32, 64, 128), seeds=4, noise=0.02).assign(run="FlowRun", law="ntk")
+    for frame, few in ((ROWS[study.name], True), (wider, False)):
+        found = [one for one in verdicts(study.claims, frame) if one["id"].startswith(("R11", "R12"))]
+        assert len(found) == 4
+        assert {one["verdict"] == "outside this scale" for one in found} == {few}
+        assert all(one["value"] is not None for one in found)
+
+
 def test_every_claim_has_a_truth_in_its_range(study: Study) -> None:
     for claim in claims_of(study):
         low, high = ends_of(claim.range)

@@ -190,6 +190,19 @@ def test_what_is_outside_this_scale_hangs_on_the_design_alone(value: float) -> N
     assert found[0]["note"] == "width = 16, and it takes 32: narrow ones do not tell"
 
 
+def test_a_scope_may_count_values() -> None:
+    several = replace(
+        claim(Estimate(0.5, 0.4, 0.6, 3)), scope=Scope({}, "a line needs three", several={"width": 3})
+    )
+    found = judge(several, ROWS)
+    assert (found["verdict"], found["note"]) == (
+        "outside this scale",
+        "2 values of width, and it takes 3: a line needs three",
+    )
+    more = pd.concat([ROWS, ROWS.assign(width=32)])
+    assert judge(several, more)["verdict"] == "reproduced"
+
+
 def test_without_rows_nothing_is_outside() -> None:
     failing = replace(claim(UserError("no rows")), scope=WIDE)
     assert judge(failing, pd.DataFrame())["verdict"] == "inconclusive"

@@ -52,10 +52,12 @@ class Scope:
         least: column -> the least value that its largest one must reach, among the rows that the claim is about:
             {"n": 1000} for at least 1000 training points. Columns are fields of the runs, not results.
         reason: why less shows nothing, as a clause.
+        several: column -> the least number of different values: {"width": 4} for four widths.
     """
 
     least: Mapping[str, float]
     reason: str
+    several: Mapping[str, int] = field(default_factory=dict)
 
     def missed(self, rows: pd.DataFrame) -> str:
         """What these rows do not reach, in words; empty if they reach it, or if there are none.
@@ -67,6 +69,9 @@ class Scope:
         for name, least in self.least.items():
             if len(rows) and name in rows.columns and (most := float(np.max(array(rows[name])))) < least:
                 short.append(f"{name} = {most:g}, and it takes {least:g}")
+        for name, least in self.several.items():
+            if len(rows) and name in rows.columns and (count := len(set(rows[name].tolist()))) < least:
+                short.append(f"{count} values of {name}, and it takes {least}")
         return f"{'; '.join(short)}: {self.reason}" if short else ""
 
 

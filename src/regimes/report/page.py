@@ -177,7 +177,7 @@ def chance(one: Mapping[str, Any]) -> tuple[str, str]:
     """The power of a claim, and what is to be said of it.
 
     >>> chance({"power": 0.312, "enough": 24, "n": 9, "unpowered": ""})
-    ('0.31', 'n = 24 have 0.8')
+    ('0.31', '0.8 at n = 24')
     >>> chance({"power": None, "enough": None, "n": 0, "unpowered": "no interval"})
     ('–', 'no interval')
     """
@@ -186,7 +186,7 @@ def chance(one: Mapping[str, Any]) -> tuple[str, str]:
     text = f"{one['power']:.2f}"
     if one["power"] >= ENOUGH:
         return text, ""
-    return text, f"n = {one['enough']} have {ENOUGH:g}" if one["enough"] else f"no n has {ENOUGH:g}"
+    return text, f"{ENOUGH:g} at n = {one['enough']}" if one["enough"] else f"{ENOUGH:g} at no n"
 
 
 @functools.cache

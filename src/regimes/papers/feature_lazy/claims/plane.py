@@ -30,12 +30,14 @@ from regimes.papers.feature_lazy.tables.plane import (
     transition,
     variance_law,
 )
-from regimes.report.claim import Claim, Statistic
+from regimes.report.claim import Claim, Scope, Statistic
 from regimes.report.ensemble import ensemble_error, outputs
 from regimes.report.table import need, rows_of, select, shared
 
 __all__ = ["plane_claims"]
 
+# What an exponent and a spread over widths take.
+SCOPE = Scope({}, "of three widths the interval is as wide as the range, or wider", several={"width": 4})
 Rows = Mapping[str, Any]
 Window = tuple[float, float]
 
@@ -51,8 +53,8 @@ def plane_claims(frame: pd.DataFrame) -> list[Claim]:
             found.append(_crossover(label, name, {**rows, "law": law}))
         curves = {**rows, "law": "ntk"}
         found += _curves(label, name, curves, int(part["depth"].iloc[0]))
-        if _has_ensembles(select(part, curves)):
-            found += _ensembles(label, name, curves)
+        if widths := _ensemble_widths(select(part, curves)):
+            found += _ensembles(label, name, {**curves, "width": widths})
     return found
 
 
@@ -116,7 +118,7 @@ def _curves(label: str, name: str, rows: Rows, depth: int) -> list[Claim]:
 def _ensembles(label: str, name: str, rows: Rows) -> list[Claim]:
     """R11 and R12 of one data set and depth."""
     errors = "2.4 % lazy, 2.9 % feature, at every h" if "fashion" in label else "equal at every h"
-    one = partial(Claim, paper=CARD.name, origin="authors' notebook", unit="members", rows=rows)
+    one = partial(Claim, paper=CARD.name, origin="authors' notebook", unit="members", rows=rows, scope=SCOPE)
     found = []
     for regime in ("feature", "lazy"):
         found += [
@@ -139,13 +141,14 @@ def _ensembles(label: str, name: str, rows: Rows) -> list[Claim]:
     return found
 
 
-def _has_ensembles(rows: pd.DataFrame) -> bool:
-    """Whether ensembles, more seeds than curves have, were trained at three widths or more."""
+def _ensemble_widths(rows: pd.DataFrame) -> list[int]:
+    """The widths of ensembles, more seeds than curves have; none if there are fewer than three."""
     try:
         parts = [ensembles(part) for part in ends(tidy(rows)).values()]
     except UserError:
-        return False
-    return any(len(part) >= 3 and len(set(next(iter(part.values()))["seed"])) > 3 for part in parts)
+        return []
+    whole = [part for part in parts if len(part) >= 3 and len(set(next(iter(part.values()))["seed"])) > 3]
+    return sorted({width for part in whole for width in part})
 
 
 def _star(rows: pd.DataFrame) -> Estimate:
