@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from regimes import measure, models
+from regimes import control, measure, models
 from regimes.core import estimate, loss
 from regimes.core.state import State
 from regimes.core.tree import trainable
@@ -41,6 +41,7 @@ Arguments = dict[str, Any]
 
 # Values that the library hands out; nobody makes one.
 RECORDS = {
+    "control.LayerPlan",
     *("train.Descent", "train.Flow", "train.KernelPath", "train.KernelState", "train.RungeKutta"),
     *(
         "measure.Averaging",
@@ -56,7 +57,7 @@ RECORDS = {
     *("data.Teacher", "data.Dataset", "data.Split"),
 }
 # Interfaces; a run checks its fields by itself (tests/study/test_run.py).
-ABSTRACT = {"measure.Probe", "measure.Snapshot", "study.Run", "report.page.Described"}
+ABSTRACT = {"control.Moves", "measure.Probe", "measure.Snapshot", "study.Run", "report.page.Described"}
 
 
 def inputs(n: int = 4) -> Tensor:
@@ -91,6 +92,11 @@ def lazy_rows() -> pd.DataFrame:
 
 def folder() -> Path:
     return Path(tempfile.mkdtemp())
+
+
+def sparse(module: nn.Module) -> Arguments:
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    return {"module": module, "optimizer": optimizer, "moves": control.Cut(0.2), "example": inputs()}
 
 
 def study() -> Study:
@@ -164,10 +170,17 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "core.loss.Squared": values(),
     "core.stream.entropy": values(seed=0, names=("mlp", 32)),
     "core.stream.generator": values(seed=0, names=("mlp", 32)),
+    "control.Cut": values(p=0.2),
+    "control.CyclicBlocks": values(),
+    "control.Fixed": values(top=1),
     "control.Law": values(name="mine", in_weights=False, output_power=0.0, fast=False, alpha_star=-0.5),
+    "control.LayerwiseSparse": lambda: sparse(network()),
     "control.Linearized": of({"network": network}),
+    "control.RandomLayers": values(count=1),
     "control.Scaled": of({"network": network}, alpha=2.0),
+    "control.UniformCut": values(),
     "control.law": values(name="ntk"),
+    "control.layer_plan": of({"module": network, "example": inputs}, moves=control.Cut(0.2)),
     "control.linearize": of({"module": network}),
     "control.rates": of({"module": network}),
     "control.scale": of({"module": network}, alpha=2.0),

@@ -82,6 +82,30 @@ RULES = (
         "seed",
         "minus one",
     ),
+    Rule("any whole number is a seed", "control.LayerwiseSparse control.layer_plan", "seed", "minus one"),
+    Rule(
+        "that there are so many layers is seen with the layers; a step that is never reached is one",
+        "control.Cut control.CyclicBlocks control.Fixed control.RandomLayers control.UniformCut",
+        "bottom count interval size top",
+        HUGE,
+    ),
+    Rule(
+        "0 is never, or none", "control.Cut control.Fixed control.LayerwiseSparse", "bottom p warmup", "zero"
+    ),
+    Rule("one probability for each layer, in an array too", "control.Cut", "p", "array"),
+    Rule("1/p has no limit then", "control.LayerwiseSparse", "largest_factor", "infinite"),
+    Rule(
+        "no names are none",
+        "control.Fixed control.LayerwiseSparse control.RandomLayers control.layer_plan",
+        "always layers names",
+        "empty",
+    ),
+    Rule(
+        "the module takes samples with more axes, or fewer",
+        "control.LayerwiseSparse control.layer_plan",
+        "example",
+        "one axis more, one axis less",
+    ),
     Rule("several seeds are averaged over", "study.bisection", "seed", "list, array"),
     Rule("where no seed changes anything, one is enough", "compare.would_linear_do", "seeds", HUGE),
     Rule("as much as there is is taken", "data.load data.teacher", "probe", HUGE),

@@ -1,5 +1,16 @@
-"""What an experimenter may change; each control takes a module and gives a module."""
+"""What an experimenter may change; each control takes a module, or an optimiser with it."""
 
+from regimes.control.layers import (
+    Cut,
+    CyclicBlocks,
+    Fixed,
+    LayerPlan,
+    LayerwiseSparse,
+    Moves,
+    RandomLayers,
+    UniformCut,
+    layer_plan,
+)
 from regimes.control.linear import Linearized, linearize
 from regimes.control.scale import Scaled, scale, unscaled
 from regimes.control.width import LAWS, MEAN_FIELD, MUP, NTK, STANDARD, Law, law, rates, table
@@ -10,10 +21,19 @@ __all__ = [
     "MUP",
     "NTK",
     "STANDARD",
+    "Cut",
+    "CyclicBlocks",
+    "Fixed",
     "Law",
+    "LayerPlan",
+    "LayerwiseSparse",
     "Linearized",
+    "Moves",
+    "RandomLayers",
     "Scaled",
+    "UniformCut",
     "law",
+    "layer_plan",
     "linearize",
     "rates",
     "scale",
