@@ -55,7 +55,7 @@ def place(program: Program, row: Tensor, parameters: Mapping[str, Tensor]) -> No
         parameters[name].data.copy_(value)
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_is_the_linearised_modules_one_by_one(kind: str, own: bool) -> None:
     """F, loss and gradient, by all parameters and by some, around anchors that have moved for some members."""

@@ -130,16 +130,18 @@ def test_plans_may_differ_in_the_steps_to_come(engine: str) -> None:
     assert all(same(a, b, x) for a, b in zip(runs[0], whole[7:], strict=True))
 
 
-def test_before_the_first_step_every_plan_is_to_come() -> None:
+@pytest.mark.parametrize(
+    "engine", ["descent", *(pytest.param(e, marks=pytest.mark.slow) for e in ("flow", "runge-kutta"))]
+)
+def test_before_the_first_step_every_plan_is_to_come(engine: str) -> None:
     x, y = task(10, 5)
-    for engine in ENGINES:
-        saved = broken_off(engine, PLANS["both"], 0)[1]
-        run, fresh = (
-            ENGINES[engine](members(seeds=[0, 2]), x, y, layers=lambda _: ["network.2"], anchor=every_third)
-            for _ in range(2)
-        )
-        run.load_state_dict(saved)
-        assert all(same(a, b, x) for a, b in zip(run, fresh, strict=True))
+    saved = broken_off(engine, PLANS["both"], 0)[1]
+    run, fresh = (
+        ENGINES[engine](members(seeds=[0, 2]), x, y, layers=lambda _: ["network.2"], anchor=every_third)
+        for _ in range(2)
+    )
+    run.load_state_dict(saved)
+    assert all(same(a, b, x) for a, b in zip(run, fresh, strict=True))
 
 
 @pytest.mark.parametrize("engine", ["flow", "descent"])
