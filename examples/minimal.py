@@ -10,6 +10,8 @@ Wyart (2020), arXiv 1906.08034. ``minimal_with_regimes.py`` prints the same numb
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 
 import torch
@@ -34,7 +36,11 @@ def parity() -> tuple[Tensor, Tensor]:
 
 def draw(seed: int = 0) -> list[Tensor]:
     """w0: every weight from N(0, 1); the factors n^-1/2 stand in the network (NTK parametrisation)."""
-    generator = torch.Generator().manual_seed(seed)
+    name = json.dumps(
+        [seed, "mlp", 64, WIDTH, 2, 1], separators=(",", ":")
+    )  # each size has a stream of its own
+    digest = int(hashlib.sha256(name.encode()).hexdigest(), 16)
+    generator = torch.Generator().manual_seed(digest % 2**64)
     shapes = ((WIDTH, 64), (WIDTH, WIDTH), (1, WIDTH))
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
