@@ -252,6 +252,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
         "lr": 0.1,
         "epochs": 2,
     },
+    "report.activity.layers_in_time": lambda: {"frame": layers()},
     "report.claim.Claim": lambda: {
         "id": "R1",
         "paper": "Toys",
@@ -310,6 +311,11 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "papers.feature_lazy.tables.plane.transition": FRAME,
     **FIGURES,
 }
+
+
+def layers() -> pd.DataFrame:
+    lists = {"layer_change": [[0.1, 0.2]], "layer_moved": [[0.2, 0.8]], "layer_share": [[0.5, 0.5]]}
+    return pd.DataFrame({"step": [1], **lists})
 
 
 @functools.cache

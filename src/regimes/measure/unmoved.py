@@ -260,8 +260,8 @@ def _why_no_step(p: Tensor, held: _Held, strongest: float | None, told: bool) ->
     if not grad.any():
         return "zero gradient"
     rate = float(held.groups[id(p)].get("lr", 0.0)) if held.given else 0.0
-    step = rate if held.adapts(p) else rate * grad.abs()
-    lost = held.given and bool((step <= torch.finfo(p.dtype).eps * p.detach().abs()).all())
+    step = rate if held.adapts(p) else rate * grad.abs().double()
+    lost = held.given and bool((step <= 2 * torch.finfo(p.dtype).eps * p.detach().abs().double()).all())
     return "rounding" if lost else "not stepped"
 
 
