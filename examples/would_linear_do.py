@@ -17,8 +17,8 @@ torch.set_num_threads(1)
 
 
 def signs(samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Points of the cube in 12 dimensions, and the product of their first two entries."""
-    x = torch.randn(samples, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sign()
+    """Points of the cube in 32 dimensions, and the product of their first two entries."""
+    x = torch.randn(samples, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sign()
     return x, x[:, :2].prod(1)
 
 
@@ -32,7 +32,7 @@ def digits() -> compare.Comparison:
 
 def product() -> compare.Comparison:
     """Two classes that no input tells alone, a narrow network with small weights."""
-    network = models.two_layer(12, 32, scaling="1", tau=0.1, symmetric=True)
+    network = models.two_layer(32, 32, scaling="1", tau=0.1, symmetric=True)
     settings = {"epochs": 50, "batch_size": 20, "seeds": 1, "loss": squared}
     return compare.would_linear_do(network, *signs(300, 0), *signs(1000, 1), **settings)
 
