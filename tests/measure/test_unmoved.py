@@ -279,3 +279,37 @@ def test_names_the_mistake() -> None:
         net.a.weight[0, 1] = math.inf
     with pytest.raises(UserError, match=r"`module`: 'a.weight': \[0, 1\] is inf"):
         measure.unmoved(net, before)
+
+
+class Split(nn.Module):
+    """A layer here, one on another device, an empty parameter and a complex one."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.here, self.there = nn.Linear(3, 4), nn.Linear(4, 2).to(device)
+        self.empty = nn.Parameter(torch.zeros(0, 3))
+        self.phase = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = (self.here(x) * self.phase).real
+        return self.there(h.to(self.there.weight.device)).to(x.device)
+
+
+def test_of_several_devices_empty_and_complex_parameters(device: torch.device) -> None:
+    net = Split(device)
+    before = {name: value.cpu() for name, value in copy.deepcopy(net.state_dict()).items()}
+    optimizer, x = sgd(net.parameters()), torch.randn(8, 3)
+    for _ in range(2):
+        step(net, optimizer, x)
+    assert measure.unmoved(net, before, optimizer) == []
+    changes = measure.activity(net.state_dict(), before, module=net)
+    assert changes.total == 16 + 10 + 4 and sum(
+        one.moved for one in changes.layers.values()
+    ) == pytest.approx(1)
+    for origin in (before, copy.deepcopy(net.state_dict())):
+        found = measure.reset_test(net, x, torch.arange(8) % 2, origin=origin, active=changes.top(1), draws=1)
+        assert found.active == found.start == found.random.value
+    with torch.no_grad():
+        net.phase.copy_(before["phase"].to(net.phase.device))
+    (still,) = measure.unmoved(net, before, optimizer)
+    assert (still.name, still.why) == ("phase", "not stepped")
