@@ -92,9 +92,10 @@ def unmoved(
 
     The first of these reasons that holds is told:
 
+    - "tied": it does not require grad, under any of its several names;
+    - "switched off": it does not require grad, but has a gradient or a state in an optimiser, or was declared and no
+      optimiser holds it;
     - "frozen": an optimiser holds it, but it does not require grad;
-    - "switched off": it does not require grad, but has a gradient, or a state in the optimiser, or was declared;
-    - "tied": it does not require grad, under several names;
     - "left out": it requires grad, but no optimiser holds it;
     - "replaced": the same, and an optimiser holds a tensor of the same shape that is no part of the module;
     - "rate 0": the learning rate of its group is 0;
@@ -106,9 +107,9 @@ def unmoved(
       last digit of each number of the parameter;
     - "not stepped": none of these.
 
-    A vector without a gradient to speak of (0, or below 1e3 units of rounding of the largest entry in its layer) in a
-    layer that moves otherwise is not told: the loss does not depend on it. A bias in front of batch norm is one, and
-    that of the keys of attention.
+    A vector without a gradient to speak of in a layer that moves otherwise is not told: 0, or below 1e3 units of
+    rounding (1 % at most) of the largest entry in what moves of its layer. The loss does not depend on it: it is a bias
+    in front of batch norm, or of the keys of attention.
 
     Args:
         module: after some steps.
@@ -123,7 +124,7 @@ def unmoved(
         UserError: if names or shapes differ, a value is not finite (a run that diverged), or ``before`` shares memory
             with the module.
 
-    Cost: one comparison of each parameter.
+    Cost: three passes over each parameter.
 
     >>> import copy
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -148,11 +149,11 @@ def unmoved(
         claimed = p.requires_grad or name in wanted or id(p) in held.groups
         if moved.get(name) or not claimed or not p.numel():
             continue
-        why = _why_frozen(p, name in wanted, aliases[name], held) or _why_not_held(
-            p, held, list(own.values())
+        why = (
+            _why_frozen(p, name in wanted, aliases[name], held)
+            or _why_not_held(p, held, list(own.values()))
+            or _why_no_step(p, held, strongest.get(name.rpartition(".")[0]), told)
         )
-        if why is None:
-            why = _why_no_step(p, held, strongest.get(name.rpartition(".")[0]), told)
         if why is not None:
             text = _WORDS[why].format(names=", ".join(aliases[name]))
             found.append(Unmoved(name, why, text, aliases[name]))
