@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -303,6 +304,9 @@ def test_a_policy_ends() -> None:
     policy = control.LayerwiseSparse(module, optimizer, control.Fixed(top=1), example=X)
     with pytest.raises(UserError, match="`module`: has a policy already"):
         control.LayerwiseSparse(module, optimizer, CUT, example=X)
+    for watched in (module, nn.Sequential(module)):
+        with pytest.raises(UserError, match="`module`: has a policy already"):
+            control.layer_plan(watched, CUT, example=X)
     train(module, optimizer, [[X]])
     policy.remove()
     assert all(p.requires_grad for p in module.parameters()) and not module._forward_pre_hooks
@@ -326,6 +330,12 @@ def test_a_copy_of_the_module_is_free() -> None:
     assert all(p.grad is not None and p.requires_grad for p in other.parameters())
     assert policy.step == 1 and [p.requires_grad for p in module.parameters()] == [False, False, True]
     control.LayerwiseSparse(other, optimiser("sgd", other), CUT, example=X)
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False).requires_grad_(True)
+    loss_of(loaded(X)).backward()
+    assert all(p.grad is not None for p in loaded.parameters())
 
 
 def test_evaluation_between_steps_changes_nothing() -> None:

@@ -36,7 +36,9 @@ def refuse_watched(module: nn.Module) -> None:
     """Raise if a policy watches the module, or a part of it."""
     hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
     if any(isinstance(hook, _Hook) and hook.call for hook in hooks):
-        raise UserError("`module`: has a policy already, or a part of it has; call its remove() first")
+        raise UserError(
+            "`module`: has a policy already, or a part of it has, that freezes layers; call its remove() first"
+        )
 
 
 @final

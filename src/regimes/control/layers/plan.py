@@ -10,6 +10,7 @@ from torch import nn
 
 from regimes.control.layers.moves import Moves
 from regimes.control.layers.order import Depths, by_depth, inside
+from regimes.control.layers.passes import refuse_watched
 from regimes.core.batch import Inputs
 from regimes.core.batch import check as check_inputs
 from regimes.core.check import checked
@@ -77,7 +78,7 @@ def layer_plan(
 
     Raises:
         UserError: if a parameter has no part in the outputs for the example, activations require grad where nothing
-            moves, or ``moves`` does not go with these layers.
+            moves, ``moves`` does not go with these layers, or the module has a policy, which freezes some of them.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
@@ -87,6 +88,7 @@ def layer_plan(
     (('0', '2', '4'), ['4.bias', '4.weight'])
     """
     check_inputs(example, "example")
+    refuse_watched(module)
     return plan_of(by_depth(inside(module), example, layers), moves, seed)
 
 
