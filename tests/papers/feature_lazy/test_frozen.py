@@ -29,6 +29,7 @@ from tests.papers.feature_lazy import synthetic
 
 NOTHING = pd.DataFrame()
 FC = FrozenRun(model="fc", pca=5, depth=1, width=16, n=10, n_test=60, n_probe=20, tolerance=1e-3)
+# with four channels not every start comes to its last margin at alpha = 0.01
 CNN = FrozenRun(model="cnn", width=4, n=10, n_test=40, n_probe=10, tolerance=1e-3, seed=2)
 
 
@@ -103,15 +104,14 @@ def test_a_flow_that_is_cut_short_says_so_and_freezes_no_kernel() -> None:
     assert "final_error" not in row and "initial_error" not in row
 
 
-def test_a_function_that_does_not_end_has_no_error() -> None:
-    """As many steps as the network needs, which are fewer than its kernels do."""
-    run = at(FC, alpha=10.0, seed=3)
-    whole = rows_of([run])[run.key]
-    assert whole["step"] < min(whole["initial_steps"], whole["final_steps"])
-    cut = at(run, max_steps=int(whole["step"]))
-    row = rows_of([cut])[cut.key]
+def test_a_function_that_does_not_end_has_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps are known, and no error or distance; those of the network are what they were."""
+    whole = rows_of([FC])[FC.key]
+    kernel = train.kernel
+    monkeypatch.setattr(train, "kernel", lambda *given, **named: kernel(*given, **{**named, "max_steps": 3}))
+    row = rows_of([FC])[FC.key]
     assert row["status"] == "finished" and row["test_error"] == whole["test_error"]
-    assert row["initial_steps"] == row["final_steps"] == whole["step"]
+    assert row["initial_steps"] == row["final_steps"] == 3
     assert not row.keys() & {"initial_error", "final_error", "initial_gap", "final_gap"}
 
 
