@@ -76,6 +76,20 @@ def test_a_few_functions_serve_all_cuts(in_place: bool) -> None:
         torch.testing.assert_close(p, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
+def test_the_back_end_that_torch_takes_by_itself() -> None:
+    module = deep(4)
+    plain = copy.deepcopy(module)
+    for place in range(4):
+        module[place].compile()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for net in (module, plain):
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            control.LayerwiseSparse(net, optimizer, control.RandomLayers(2), example=X, layers=["?"])
+            train(net, optimizer, list(batches(X, 12)))
+    assert_same(module, plain, 1e-10)
+
+
 def test_compiled_blocks_train_as_written() -> None:
     module = deep(3)
     plain = copy.deepcopy(module)

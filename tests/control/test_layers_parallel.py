@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,24 @@ def train(
 
     The policy is made of the module ("before" or without DistributedDataParallel), or of that ("after").
     """
-    module = called = models.mlp(3, 5, 3, seed=1)
+    module = models.mlp(3, 5, 3, seed=1)
+    called: Any = module
     if parallel == "after":
         called = DistributedDataParallel(module, find_unused_parameters=True)
     make, settings = SETTINGS[kind]
     optimizer = make(module.parameters(), **settings)  # pyright: ignore[reportCallIssue]
     policy = control.LayerwiseSparse(called, optimizer, moves, example=X, seed=3)
     if parallel == "before":
-        called = DistributedDataParallel(module, find_unused_parameters=True)
+        called = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
     moved = []
     for step in range(STEPS):
         optimizer.zero_grad()
-        (called(X[rows] + 0.1 * step) - 0.3).square().mean().backward()
+        for place, half in enumerate(X[rows].chunk(2)):
+            wait = (
+                isinstance(called, DistributedDataParallel) and place == 0
+            )  # gradients are exchanged with the last
+            with called.no_sync() if wait else nullcontext():
+                ((called(half + 0.1 * step) - 0.3).square().mean() / 2).backward()
         moved.append(policy.moving)
         assert all(p.grad is None for name, p in module.named_parameters() if name not in policy.plan(step))
         optimizer.step()

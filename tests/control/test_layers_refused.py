@@ -202,6 +202,38 @@ def test_a_module_that_is_not_called_as_a_whole_is_named() -> None:
     assert policy.step == 0
 
 
+def test_a_module_that_changes_after_the_policy_was_made_is_named() -> None:
+    """An adapter, a layer that is unfrozen by hand, a weight that is computed from now on, a wrapper made too late."""
+
+    def unfreeze(net: Any) -> None:
+        net[0].requires_grad_(True)
+
+    def adapt(net: Any) -> None:
+        net[1] = nn.Linear(4, 4)
+
+    def normalise(net: Any) -> None:
+        nn.utils.parametrizations.weight_norm(net[2])
+
+    def replace(net: Any) -> None:
+        net[2].weight = nn.Parameter(torch.zeros(1, 4))
+        net[2].weight.requires_grad_(False)
+
+    cases = (
+        (unfreeze, "0.weight"),
+        (adapt, "1.weight"),
+        (normalise, "2.parametrizations"),
+        (replace, "2.weight"),
+    )
+    for change, name in cases:
+        module = nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 1))
+        optimizer = sgd(module)
+        control.LayerwiseSparse(module, optimizer, TOP, example=X.float())
+        train(module, optimizer, [[X.float()]])
+        change(module)
+        with pytest.raises(UserError, match=rf"`module`: '{name}.* remove\(\) the policy"):
+            module(X.float())
+
+
 def make(**more: Any) -> control.LayerwiseSparse:
     module = models.mlp(3, 5, 2)
     given: dict[str, Any] = {"moves": TOP, "example": X} | more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class LayerwiseSparse:
     gradients are accumulated. Which they are depends on the seed and the number of the step alone: they are the same
     on every rank, and in a run that goes on from ``state_dict``. Nothing is drawn from a global generator. Training and
     evaluation mode of layers are left as they are: batch norm in a frozen layer goes on with its statistics.
+
+    A measurement of the module sees the parameters that move; inside ``with policy.free():`` it sees all.
 
     Sampling saves time and memory at each step; it does not learn more from a step. Read "Train fewer layers: which,
     and when" in the documentation first.
@@ -112,6 +115,7 @@ class LayerwiseSparse:
         self._known: tuple[int, frozenset[int]] = (0, self.plan.places(0))
         self._settings = {"largest_factor": float(largest_factor), "state": state, "warmup": warmup}
         self._compiled = Compiled(module, self._layers)
+        self._network, self._begun, self._free = network, -1, False
         self._versions: list[tuple[str, Tensor, int]] = []
         self._passes = Passes(module, network, found, self.begin, self._check_outputs)
         self._handles = [
@@ -129,23 +133,40 @@ class LayerwiseSparse:
 
         Call it before a pass that goes by parts of the module, or where the whole module is compiled.
         """
+        if self._free:
+            return
         moving = self._places(self.step)
-        self._compiled.check(moving)
-        for place, layer in enumerate(self._layers):
-            for parameter in layer:
-                if parameter.requires_grad != (place in moving):
-                    parameter.requires_grad_(place in moving)
-                if place not in moving:
-                    parameter.grad = None
+        if self._begun != self.step:
+            self._check_parameters()
+            self._compiled.check(moving)
+            self._begun = self.step
+        for place, _, parameter in self._named():
+            if parameter.requires_grad != (place in moving):
+                parameter.requires_grad_(place in moving)
+            if place not in moving:
+                parameter.grad = None
+
+    @contextmanager
+    def free(self) -> Iterator[None]:
+        """All layers free inside, for a measurement of the whole module between two steps; then as before."""
+        flags = [(parameter, parameter.requires_grad) for _, _, parameter in self._named()]
+        self._free = True
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            self._free = False
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
 
     def remove(self) -> None:
         """End the policy: all layers move again."""
         self._passes.remove()
         for handle in self._handles:
             handle.remove()
-        for layer in self._layers:
-            for parameter in layer:
-                parameter.requires_grad_(True)
+        for _, _, parameter in self._named():
+            parameter.requires_grad_(True)
 
     def state_dict(self) -> dict[str, Any]:
         """What a policy needs to go on, after any step or between two batches of one: numbers, names and lists."""
@@ -203,10 +224,27 @@ class LayerwiseSparse:
                 "(module.parameters()), or freeze that"
             )
 
+    def _check_parameters(self) -> None:
+        """Once a step: raise if the module has other parameters than those the policy was made for."""
+        now = dict(self._network.named_parameters())
+        own = {id(p): name for _, name, p in self._named()}
+        strange = [name for name, p in now.items() if p.requires_grad and id(p) not in own]
+        if strange:
+            raise UserError(
+                f"`module`: '{strange[0]}' requires grad, and did not when the policy was made, or was not there; "
+                "freeze it, or remove() the policy and make it anew"
+            )
+        there = {id(p) for p in now.values()}
+        if lost := [name for key, name in own.items() if key not in there]:
+            raise UserError(
+                f"`module`: '{lost[0]}' is another tensor than when the policy was made, or gone; remove() the policy "
+                "and make it anew, after all that changes the module"
+            )
+
     def _check_outputs(self, outputs: Sequence[Tensor]) -> None:
         """At the end of a pass: raise if nothing of it depends on what moves."""
         real = [each for each in outputs if each.is_floating_point()]
-        if real and not any(each.requires_grad for each in real):
+        if real and not self._free and not any(each.requires_grad for each in real):
             raise UserError(
                 f"`module`: its outputs do not depend on what moves at step {self.step} ({', '.join(self.moving)}); "
                 "let other layers move too, or call it under torch.no_grad() where nothing is trained"
