@@ -12,9 +12,23 @@ from regimes import control, models
 from regimes.control.layers.order import outputs_of
 from regimes.core.batch import feed, transform
 
-__all__ = ["MODULES", "RULES", "SETTINGS", "X", "assert_same", "batches", "loss_of", "plain", "train"]
+__all__ = [
+    "CUT",
+    "MODULES",
+    "RULES",
+    "SETTINGS",
+    "X",
+    "assert_same",
+    "batches",
+    "compare",
+    "loss_of",
+    "optimiser",
+    "plain",
+    "train",
+]
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+CUT = control.Cut(p=0.4, top=1)
 SETTINGS: Mapping[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {"lr": 0.1}),
     "momentum": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}),
@@ -121,3 +135,37 @@ def assert_same(one: nn.Module, other: nn.Module, tolerance: float = 1e-12) -> N
     theirs = other.state_dict()
     for name, value in one.state_dict().items():
         torch.testing.assert_close(value, theirs[name], rtol=tolerance, atol=tolerance)
+
+
+def optimiser(name: str, module: nn.Module, **more: Any) -> torch.optim.Optimizer:
+    kind, settings = SETTINGS[name]
+    return kind(module.parameters(), **settings, **more)  # pyright: ignore[reportCallIssue]
+
+
+def compare(
+    make: Callable[[], nn.Module],
+    x: Any,
+    moves: control.Moves,
+    kind: str,
+    steps: int = 7,
+    pieces: int = 1,
+    **more: Any,
+) -> None:
+    """The policy in a loop against the plain definition."""
+    module, other = make(), make()
+    other.load_state_dict(module.state_dict())
+    data = list(batches(x, steps, pieces))
+    optimizer = optimiser(kind, module)
+    policy = control.LayerwiseSparse(module, optimizer, moves, example=x, seed=2, **more)
+    train(module, optimizer, data)
+    assert policy.step == steps
+    factors = dict(zip(policy.plan.layers, policy.plan.probabilities, strict=True))
+    cap = more.get("largest_factor", 1.0)
+    names = dict(zip(policy.plan.layers, policy.plan.parameters, strict=True))
+    scale = {
+        each: min(1 / factors[layer], cap) if factors[layer] else 1.0
+        for layer in names
+        for each in names[layer]
+    }
+    plain(other, policy.plan, data, RULES[kind], SETTINGS[kind][1], scale.__getitem__)
+    assert_same(module, other)
