@@ -312,3 +312,19 @@ def test_a_diverged_member_has_nan_and_shares() -> None:
     for name, value in found.items():
         numbers = value if isinstance(value, list) else [value]
         assert value == there[name] if name == "layer_share" else all(map(math.isnan, numbers))
+
+
+def test_printed_it_is_a_line_for_each_layer() -> None:
+    before = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), "head.weight": torch.ones(4)}
+    after = {
+        "a.weight": torch.full((2, 2), 1.5),
+        "a.bias": torch.full((2,), 1.5),
+        "head.weight": torch.ones(4),
+    }
+    found = measure.activity(after, before)
+    assert [line.split() for line in str(found).splitlines()] == [
+        ["layer", "parameters", "share", "change", "movement"],
+        ["a", "6", "60.0%", "0.5", "100.0%"],
+        ["head", "4", "40.0%", "0", "0.0%"],
+    ]
+    assert "tensor" not in repr(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -54,9 +54,19 @@ class Changes:
         layers: each layer by the name of its submodule, in the order of the parameters.
     """
 
-    absolute: Mapping[str, Tensor]
-    start: Mapping[str, Tensor]
+    absolute: Mapping[str, Tensor] = field(repr=False)
+    start: Mapping[str, Tensor] = field(repr=False)
     layers: Mapping[str, LayerChange]
+
+    def __str__(self) -> str:
+        """A line for each layer: its share of the parameters, its relative change, its share of the movement."""
+        width = max(len("layer"), *(len(name) for name in self.layers)) if self.layers else len("layer")
+        lines = [f"{'layer':<{width}}  parameters   share  change  movement"]
+        lines += [
+            f"{name:<{width}}  {one.count:>10}  {one.share:>6.1%}  {one.relative:>6.3g}  {one.moved:>8.1%}"
+            for name, one in self.layers.items()
+        ]
+        return "\n".join(lines)
 
     @property
     def total(self) -> int:
