@@ -252,7 +252,7 @@ def descent(
         seed: of the batches.
         max_seconds: wall-clock of the whole call.
         layers: from the number of a step to the names that move at it, of parameters or of modules with all
-            theirs, as in ``module.named_parameters()``; left out, all move.
+            theirs, as in ``module.named_parameters()``, such as a ``control.layer_plan``; left out, all move.
         anchor: from the number of a step to whether the linearisation is renewed before it; left out, the network
             itself is trained.
         dtype: default that of the module, and float64 for lazy members, which lose their digits in less.
