@@ -13,6 +13,7 @@ from regimes.core.loss import LOSSES
 from regimes.core.state import State
 from regimes.papers.recipe.recipe import Scene
 from regimes.study.field import Count, Positive
+from regimes.train.plan import Layers
 
 __all__ = ["MarginFlow", "MomentumDescent"]
 
@@ -82,4 +83,10 @@ class MomentumDescent(BaseModel):
             batch_size=first.batch_size,
             epochs=first.epochs,
             seed=first.seed,
+            layers=cls.layers(runs, modules, scene),
         )
+
+    @classmethod
+    def layers(cls, runs: Sequence[Self], modules: Sequence[nn.Module], scene: Scene) -> Layers | None:
+        """What moves at each step; None if all does."""
+        return None

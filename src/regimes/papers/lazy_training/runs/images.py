@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
-import torch
 from torch import Tensor, nn
 
 from regimes import measure
@@ -16,33 +15,14 @@ from regimes.measure.probe import numbers
 from regimes.papers.recipe.data import ClassImages
 from regimes.papers.recipe.engine import MomentumDescent
 from regimes.papers.recipe.network import Convolutional, OutputScale
+from regimes.papers.recipe.probes import Accuracy
 from regimes.papers.recipe.recipe import Recipe, Scene
 
 __all__ = ["ImageRun"]
 
 
-# Images at a time where outputs are computed; so many carry the stability.
+# So many images carry the stability.
 _CHUNK = 500
-
-
-@dataclass(frozen=True, eq=False)
-class Accuracy(measure.Snapshot):
-    """The share of images that are decided rightly, a few at a time. Value: ``{name}_accuracy``."""
-
-    name: str
-    inputs: Tensor
-    targets: Tensor
-
-    @property
-    def columns(self) -> measure.Columns:
-        """The accuracy."""
-        return numbers(f"{self.name}_accuracy")
-
-    def look(self, state: State) -> Mapping[str, float]:
-        """The accuracy now."""
-        with torch.no_grad():
-            outputs = torch.cat([state(part) for part in self.inputs.split(_CHUNK)])
-        return {f"{self.name}_accuracy": 1 - measure.error_rate(outputs, self.targets)}
 
 
 @dataclass(frozen=True, eq=False)
