@@ -63,7 +63,7 @@ STUDIES = (
     "",
     " ",
     "feature-lasy",
-    "rich-regime",
+    "iterative-linearisation",
     "two-regimes",
     "x" * 5000,
     "nothing.py",

@@ -1,4 +1,4 @@
-"""Li, Banerjee 2021: active parameters, and back-propagation through few layers. Planned."""
+"""Li, Banerjee 2021: active parameters, and back-propagation through few layers."""
 
 from regimes.papers.card import Card
 
@@ -14,9 +14,9 @@ CARD = Card(
         "R21",
     ),
     cost={
-        "quick": "2 minutes on 2 cores",
+        "quick": "1 minute on 2 cores",
         "small": "30 minutes on 2 cores",
-        "paper": "GPUs",
+        "paper": "days of one GPU",
     },
 )
 """What the catalogue says of it."""

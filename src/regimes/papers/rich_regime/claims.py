@@ -1,0 +1,266 @@
+"""What Li and Banerjee 2021 claim (R20, R21), each with the range and the truth set before any run.
+
+The abstract alone was at hand. It has words and no numbers, so that ranges and truths are those of this library: a
+range starts at the least effect that would bear out the words, and the truth, which serves the power alone, is about
+twice that. Differences of accuracy and error are in percentage points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from regimes.core.error import UserError
+from regimes.core.estimate import Estimate, array, mean
+from regimes.papers.rich_regime import CARD
+from regimes.papers.rich_regime.runs import ActivityRun, SparseRun
+from regimes.report.claim import Claim, Scope
+from regimes.report.table import last, need, rows_of
+
+__all__ = ["SAMPLED", "claims"]
+
+# The probability that the sampled policy is judged at.
+SAMPLED = 0.2
+# The share of sum z^2 that the 1 % of a normal sample with the largest |z| carries: 2 (a phi(a) + Q(a)), Q(a) = 0.005.
+NORMAL = 0.0845
+# Less than one image of any test set here, in percentage points: no drop at all is not twice no drop.
+LEAST = 0.01
+WIDTHS = Scope({}, "a trend with the width takes four of them", {"width": 4})
+_one = partial(Claim, paper=CARD.name, origin="abstract; definition and range are this library's")
+
+
+def claims(frame: pd.DataFrame) -> list[Claim]:
+    """The claims that the rows can speak of: one set for each data set."""
+    if not len(frame):
+        return []
+    found: list[Claim] = []
+    activity, sparse = rows_of(frame, ActivityRun), rows_of(frame, SparseRun)
+    for name in sorted(set(activity["dataset"])):
+        own = activity.loc[activity["dataset"] == name]
+        rows = {"run": ActivityRun.__name__, "dataset": name}
+        if "standard" in set(own["law"]):
+            standard = {**rows, "law": "standard"}
+            found += _changes(standard) + _resets(standard)
+        for law in sorted(set(own["law"]), reverse=True):
+            found += _bottom({**rows, "law": law})
+    for name in sorted(set(sparse["dataset"])):
+        found += _policies({"run": SparseRun.__name__, "dataset": name})
+    return found
+
+
+def _changes(rows: Mapping[str, Any]) -> list[Claim]:
+    """Few parameters move far; of each seed the mean over its widths."""
+    name = rows["dataset"]
+    return [
+        _one(
+            id=f"R20/share/{name}",
+            claim=f"the most active 1 % of the parameters carry a share of the squared movement ({name})",
+            reference="a small set changes a lot",
+            range=(0.05, None),
+            truth=0.1,
+            statistic=_over_widths(lambda rows: array(rows["top_moved"]), "top_moved"),
+            rows=rows,
+        ),
+        _one(
+            id=f"R20/tail/{name}",
+            claim=f"and a larger one than if the changes were normal, {NORMAL} ({name})",
+            reference="a small set changes a lot",
+            range=(NORMAL, None),
+            truth=2 * NORMAL,
+            statistic=_over_widths(lambda rows: array(rows["top_moved"]), "top_moved"),
+            rows=rows,
+        ),
+        _one(
+            id=f"R20/median/{name}",
+            claim=f"the median parameter moves far less than the scale of its layer at the start: ratio ({name})",
+            reference="most are lazy",
+            range=(None, 0.2),
+            truth=0.1,
+            statistic=_over_widths(lambda rows: array(rows["median_change"]), "median_change"),
+            rows=rows,
+        ),
+    ]
+
+
+def _resets(rows: Mapping[str, Any]) -> list[Claim]:
+    """The active parameters are what was learnt; of each seed the mean over its widths."""
+    name = rows["dataset"]
+    return [
+        _one(
+            id=f"R20/reset/{name}",
+            claim="resetting the active 1 % costs more than twice as much test accuracy as resetting as many others of "
+            f"the same layers: what it costs beyond, in percentage points ({name})",
+            reference="makes generalisation worse",
+            range=(LEAST, None),
+            truth=1.0,
+            statistic=_over_widths(_beyond_layered, "reset_active", "reset_layered", "reset_none"),
+            rows=rows,
+        ),
+        _one(
+            id=f"R20/controls/{name}",
+            claim="and more than each of three controls: what it costs beyond the worst of them, in percentage points "
+            f"({name})",
+            reference="makes generalisation worse",
+            range=(LEAST, None),
+            truth=1.0,
+            statistic=_over_widths(_beyond_all, "reset_active", *CONTROLS),
+            rows=rows,
+        ),
+    ]
+
+
+CONTROLS = ("reset_layered", "reset_random", "reset_least")
+
+
+def _beyond_layered(rows: pd.DataFrame) -> np.ndarray:
+    """What the active set costs, less twice what random ones of the same layers cost."""
+    none = array(rows["reset_none"])
+    active, layered = (array(rows[f"reset_{kind}"]) - none for kind in ("active", "layered"))
+    return 100 * (active - 2 * layered)
+
+
+def _beyond_all(rows: pd.DataFrame) -> np.ndarray:
+    """What the active set costs, less what that control costs that costs most on average."""
+    worst = max(CONTROLS, key=lambda name: float(array(rows[name]).mean()))
+    return 100 * (array(rows["reset_active"]) - array(rows[worst]))
+
+
+def _bottom(rows: Mapping[str, Any]) -> list[Claim]:
+    """Most active parameters sit at the bottom, the more so the wider the network."""
+    name, law = rows["dataset"], rows["law"]
+    return [
+        _one(
+            id=f"R20/bottom/{name}-{law}",
+            claim="the bottom layer of the widest networks has more of the active parameters than its size says: share "
+            f"of them over its share of all ({name}, {law} law)",
+            reference="most are in the bottom layers",
+            range=(1.0, None),
+            truth=1.5,
+            statistic=_at_bottom,
+            rows=rows,
+        ),
+        _one(
+            id=f"R20/rising/{name}-{law}",
+            claim=f"and the more so the wider they are: rank correlation with the width ({name}, {law} law)",
+            reference="the more so the wider",
+            range=(0.0, None),
+            truth=0.6,
+            statistic=_rising,
+            rows=rows,
+            scope=WIDTHS,
+        ),
+    ]
+
+
+def _at_bottom(rows: pd.DataFrame) -> Estimate:
+    """Enrichment of the bottom layer at the largest width, the geometric mean over seeds."""
+    found = _enriched(rows)
+    widest = found.loc[found["width"] == found["width"].max()]
+    return mean(array(widest["enrichment"]), log=True)
+
+
+def _rising(rows: pd.DataFrame) -> Estimate:
+    """Spearman's correlation of enrichment and width of each seed, averaged over seeds."""
+    found = _enriched(rows)
+    pairs = [(own["width"], own["enrichment"]) for _, own in found.groupby("seed")]
+    return mean([pd.Series(width).corr(pd.Series(value), method="spearman") for width, value in pairs])
+
+
+def _enriched(rows: pd.DataFrame) -> pd.DataFrame:
+    """Enrichment of the bottom layer by width and seed."""
+    ended = _ended(rows, "layer_enrichment")
+    return ended.assign(enrichment=[float(each[0]) for each in ended["layer_enrichment"]])
+
+
+def _policies(rows: Mapping[str, Any]) -> list[Claim]:
+    """What training of few layers costs and gives."""
+    name, p = rows["dataset"], SAMPLED
+    points = "in percentage points"
+    return [
+        _one(
+            id=f"R21/ends/{name}",
+            claim="top and bottom layers alone generalise well: test accuracy below that of all layers, "
+            f"{points} ({name})",
+            reference="generalises well",
+            range=(None, 1.5),
+            truth=0.0,
+            statistic=partial(_lost, {"policy": "all"}, {"policy": "ends"}),
+            rows=rows,
+        ),
+        _one(
+            id=f"R21/top/{name}",
+            claim=f"the top layer alone does not: test accuracy below that of top and bottom, {points} ({name})",
+            reference="only fast",
+            range=(1.5, None),
+            truth=3.0,
+            statistic=partial(_lost, {"policy": "ends"}, {"policy": "top"}),
+            rows=rows,
+        ),
+        _one(
+            id=f"R21/sampled/{name}",
+            claim=f"top layer always and all with p = {p:g}: test accuracy below that of all layers after equal steps, "
+            f"{points} ({name})",
+            reference="matches SGD",
+            range=(-1.0, 1.0),
+            truth=0.0,
+            statistic=partial(_lost, {"policy": "all"}, {"policy": "sampled", "p": p}),
+            rows=rows,
+        ),
+        _one(
+            id=f"R21/cost/{name}",
+            claim=f"and its backward passes cost at most half: products counted, over those of all layers ({name})",
+            reference="2 to 5 times cheaper",
+            range=(None, 0.5),
+            truth=1 / 3.6,
+            statistic=_cost,
+            rows=rows,
+            kind="control",
+        ),
+    ]
+
+
+def _lost(before: Mapping[str, Any], after: Mapping[str, Any], rows: pd.DataFrame) -> Estimate:
+    """What test accuracy loses from one policy to another, seed by seed, in percentage points."""
+    ended = _ended(rows, "test_accuracy")
+    first, second = (_by_seed(ended, "test_accuracy", where) for where in (before, after))
+    return mean(100 * (first - second).dropna())
+
+
+def _cost(rows: pd.DataFrame) -> Estimate:
+    """The counted cost of the sampled policy over that of all layers at the same steps."""
+    ended = _ended(rows, "products", "full_products")
+    share = ended.assign(share=array(ended["products"]) / array(ended["full_products"]))
+    return mean(_by_seed(share, "share", {"policy": "sampled", "p": SAMPLED}))
+
+
+def _over_widths(
+    value: Callable[[pd.DataFrame], np.ndarray], *columns: str
+) -> Callable[[pd.DataFrame], Estimate]:
+    """The mean over widths of a value of each network, seed by seed."""
+
+    def statistic(rows: pd.DataFrame) -> Estimate:
+        ended = _ended(rows, *columns)
+        found = ended.assign(value=value(ended))
+        return mean([float(array(own["value"]).mean()) for _, own in found.groupby("seed")])
+
+    return statistic
+
+
+def _ended(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The last rows of the finished runs."""
+    ends = last(rows)
+    return need(ends.loc[ends["status"] == "finished"], columns)
+
+
+def _by_seed(rows: pd.DataFrame, column: str, where: Mapping[str, Any]) -> pd.Series:
+    """A column by seed, of the rows that have these values."""
+    for name, value in where.items():
+        rows = rows.loc[rows[name] == value]
+    if rows.empty:
+        words = ", ".join(f"{name} = {value}" for name, value in where.items())
+        raise UserError(f"`frame` has no finished run at {words}: let the study finish")
+    return pd.Series(array(rows[column]), index=array(rows["seed"]))
