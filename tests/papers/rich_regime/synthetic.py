@@ -19,7 +19,7 @@ def claims_obeyed(dataset: str = "digits") -> pd.DataFrame:
     """Every claim of the study holds in these rows."""
     random = np.random.default_rng(0)
     rows = [*_activity(), *_sparse()]
-    common = {"status": "finished", "dataset": dataset, "n": 1000, "batch_size": 50}
+    common = {"status": "finished", "dataset": dataset, "n": 6000, "batch_size": 300}
     frame = pd.DataFrame([common | row for row in rows])
     for column in ("top_moved", "median_change"):
         frame[column] *= np.exp(0.02 * random.standard_normal(len(frame)))

@@ -18,10 +18,12 @@ from regimes.report.style import canvas, curve, legend_of, log_axes, marks, styl
 from regimes.report.table import last, need, rows_of, summary
 from regimes.study import Run
 
-__all__ = ["FIGURES", "figures", "layer_enrichment", "parameter_changes", "reset_errors", "sparse_accuracy"]
+__all__ = ["FIGURES", "figures", "layer_enrichment", "parameter_changes", "reset_errors", "sparse_error"]
 
 # The median of |z| for a normal z.
 MEDIAN = 0.6745
+# The least enrichment that is shown; a layer may have none of the active parameters.
+SPARE = 0.01
 # The columns of the reset test, in the order of the legend.
 RESETS = {
     "reset_active": "active 1 % reset",
@@ -54,6 +56,7 @@ def parameter_changes(frame: pd.DataFrame) -> Figure:
         _normal(axes, _typical(own.loc[own["width"] == own["width"].max()]))
         log_axes(axes, r"change $|\Delta w_i| / \sigma_\ell$", "parameters beyond (%)")
         axes.set_ylim(100 * ABOVE[-1], 130)
+        axes.yaxis.set_major_formatter("{x:g}")
     legend_of(figure, panels)
     return figure
 
@@ -99,9 +102,10 @@ def layer_enrichment(frame: pd.DataFrame) -> Figure:
             name = {0: "bottom: layer 1", layers - 1: f"top: layer {layers}"}.get(place, f"layer {place + 1}")
             curve(axes, table, "width", look[place], name)
         axes.axhline(1.0, color="0.4", linewidth=0.8, zorder=1)
-        log_axes(axes, "width", "enrichment", log_y=False)
+        log_axes(axes, "width", "enrichment")
         _ticks(axes, own)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(SPARE, 100)
+        axes.yaxis.set_major_formatter("{x:g}")
     legend_of(figure, panels)
     return figure
 
@@ -129,8 +133,8 @@ def reset_errors(frame: pd.DataFrame) -> Figure:
 
 @styled()
 @checked
-def sparse_accuracy(frame: pd.DataFrame) -> Figure:
-    """Test accuracy against the counted cost of the backward passes so far, one curve for each policy of layers.
+def sparse_error(frame: pd.DataFrame) -> Figure:
+    """Test error against the counted cost of the backward passes so far, one curve for each policy of layers.
 
     All curves end after the same number of steps; one vertical line is equal cost. Cost is in epochs of the backward
     passes of all layers.
@@ -144,25 +148,25 @@ def sparse_accuracy(frame: pd.DataFrame) -> Figure:
     names = sorted(set(rows["dataset"]))
     figure, (panels,) = canvas(len(names), height=3.0)
     named = rows.assign(name=[_named(policy, p) for policy, p in zip(rows["policy"], rows["p"], strict=True)])
-    order = sorted(set(named["name"]), key=lambda name: (name.startswith("all, p"), name))
+    order = sorted(set(named["name"]), key=lambda name: (name.startswith("sampled"), name))
     look = marks(range(len(order)))
     for axes, dataset in zip(panels, names, strict=True):
         own = named.loc[named["dataset"] == dataset]
         for number, name in enumerate(order):
             _path(axes, own.loc[own["name"] == name], look[number], name)
-        log_axes(axes, "backward cost (epochs of all layers)", "test accuracy (%)", log_y=False)
+        log_axes(axes, "backward cost (epochs of all layers)", "test error (%)")
         subtitle(axes, dataset)
     legend_of(figure, panels)
     return figure
 
 
 def _path(axes: Axes, rows: pd.DataFrame, mark: Any, label: str) -> None:
-    """The mean accuracy at each look against the mean cost so far."""
+    """The mean error at each look against the mean cost so far."""
     if rows.empty:
         return
     # what an epoch costs with all layers, from the counts of the same steps
     epoch = array(rows["full_products"]) * array(rows["n"]) / _seen(rows)
-    cost, value = array(rows["products"]) / epoch, 100 * array(rows["test_accuracy"])
+    cost, value = array(rows["products"]) / epoch, 100 * (1 - array(rows["test_accuracy"]))
     percent = rows.assign(cost=cost, value=value)
     table = summary(percent, "step", "value").assign(cost=summary(percent, "step", "cost")["mean"])
     curve(axes, table, "cost", mark, label)
@@ -179,7 +183,7 @@ def _seen(rows: pd.DataFrame) -> np.ndarray:
 def _named(policy: str, p: float) -> str:
     """A policy in the legend."""
     names = {"all": "all layers", "top": "top only", "ends": "bottom and top"}
-    return names.get(policy, f"all, p = {p:g}, else top")
+    return names.get(policy, f"sampled, p = {p:g}")
 
 
 def _panels(rows: pd.DataFrame) -> tuple[Figure, list[Axes]]:
@@ -238,10 +242,11 @@ FIGURES = (
         "Test error with the most active 1 % of the parameters back at their start, and with as many others.",
     ),
     (
-        "sparse_accuracy",
+        "sparse_error",
         "Training few layers",
-        sparse_accuracy,
-        "Test accuracy against the cost of the backward passes so far, counted in products. Every curve ends after the "
+        sparse_error,
+        "Test error against the cost of the backward passes so far, counted in products; sampled: all layers move with "
+        "probability p, else the top one alone. Every curve ends after the "
         "same number of steps: ends compare at equal steps, heights above one place at equal cost of backward passes. "
         "The cost of forward passes is the same for all steps and not in it.",
     ),
@@ -254,6 +259,6 @@ def figures(frame: pd.DataFrame) -> list[Any]:
     there = [
         entry
         for entry in FIGURES
-        if len(rows_of(frame, SparseRun if entry[0] == "sparse_accuracy" else ActivityRun))
+        if len(rows_of(frame, SparseRun if entry[0] == "sparse_error" else ActivityRun))
     ]
     return there if len(frame) else list(FIGURES)

@@ -61,16 +61,28 @@ class Size:
             "n_test": self.n_test,
             "batch_size": self.batch_size,
             "momentum": settings["momentum"],
-            "seed": range(settings["seeds"]),
             "device": chosen_device(settings["device"]),
         }
+        seeds = {"standard": range(settings["starts"]), "mup": range(settings["seeds"])}
         moved = [
             grid(
-                ActivityRun, law=law, width=settings["widths"], lr=self.lr[law], epochs=self.epochs, **common
+                ActivityRun,
+                law=law,
+                width=settings["widths"],
+                lr=self.lr[law],
+                epochs=self.epochs,
+                seed=seeds[law],
+                **common,
             )
             for law in LAWS
         ]
-        fixed = {**common, "width": self.width, "lr": self.lr["standard"], "epochs": self.sparse_epochs}
+        fixed = {
+            **common,
+            "width": self.width,
+            "lr": self.lr["standard"],
+            "epochs": self.sparse_epochs,
+            "seed": range(settings["seeds"]),
+        }
         chances = sorted({SAMPLED, *settings["chances"]})
         return combine(
             *moved,
@@ -79,8 +91,8 @@ class Size:
         )
 
 
-# Steps at which the training loss falls at the smallest and the largest width, and at half of it besides: looked up on
-# the training loss of all layers alone, before any run of the study. Those of the paper scale were not tried.
+# Steps at which the training loss falls at the smallest and the largest width, and at a smaller step besides: looked up
+# on the training loss of all layers alone, before any run of the study. Those of the paper scale were not tried.
 DIGITS = Size(
     n=1000, n_test=700, batch_size=50, epochs=15, width=64, sparse_epochs=40, lr={"standard": 0.2, "mup": 0.2}
 )
@@ -114,6 +126,7 @@ def _scale(name: str, size: Size, description: str, defaults: Mapping[str, Any])
     return Scale(sweep, CARD.cost[name], description, defaults)
 
 
+MORE: Mapping[str, Any] = {"chances": (0.1, SAMPLED, 0.45), "seeds": 10}
 Data = Literal["digits", "mnist", "fashion-mnist", "cifar-10"]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Chance = Annotated[float, Field(ge=0, le=1)]
@@ -128,9 +141,10 @@ STUDY = Study(
         "widths": Option(
             tuple[Count, ...], (16, 32, 64, 128), "widths of the networks whose parameters are looked at"
         ),
-        "chances": Option(tuple[Chance, ...], (0.1, 0.2, 0.45), "probabilities that all layers move"),
+        "chances": Option(tuple[Chance, ...], (SAMPLED,), "probabilities that all layers move"),
         "momentum": Option(Momentum, 0.0, "of the descent"),
-        "seeds": Option(Count, 8, "seeds of each point"),
+        "starts": Option(Count, 20, "seeds of the networks whose parameters are looked at, standard law"),
+        "seeds": Option(Count, 8, "seeds of all others"),
         "device": Option(Literal["auto", "cpu", "cuda"], "auto", "where the tensors are"),
     },
     scales={
@@ -139,13 +153,13 @@ STUDY = Study(
             "small",
             SUBSET,
             "6000 images of Fashion-MNIST, widths 64 to 512; layers by policy at width 128, 60 epochs",
-            {"datasets": ("fashion-mnist",), "widths": (64, 128, 256, 512), "seeds": 10},
+            {**MORE, "datasets": ("fashion-mnist",), "widths": (64, 128, 256, 512)},
         ),
         "paper": _scale(
             "paper",
             ALL,
             "50000 images of Fashion-MNIST and CIFAR-10, widths to 2048",
-            {"datasets": ("fashion-mnist", "cifar-10"), "widths": (128, 256, 512, 1024, 2048), "seeds": 10},
+            {**MORE, "datasets": ("fashion-mnist", "cifar-10"), "widths": (128, 256, 512, 1024, 2048)},
         ),
     },
     claims=claims,
