@@ -100,7 +100,7 @@ def layer_enrichment(frame: pd.DataFrame) -> Figure:
             values = [float(each[place]) if place < len(each) else np.nan for each in own["layer_enrichment"]]
             table = summary(own.assign(value=values), "width", "value")
             name = {0: "bottom: layer 1", layers - 1: f"top: layer {layers}"}.get(place, f"layer {place + 1}")
-            curve(axes, table, "width", look[place], name)
+            curve(axes, table.loc[table["mean"] > 0], "width", look[place], name)
         axes.axhline(1.0, color="0.4", linewidth=0.8, zorder=1)
         log_axes(axes, "width", "enrichment")
         _ticks(axes, own)
@@ -233,7 +233,7 @@ FIGURES = (
         "Where the active parameters lie",
         layer_enrichment,
         "The layer's share of the most active 1 % of the parameters over its share of all parameters: above 1, it has "
-        "more of them than its size says.",
+        "more of them than its size says. Where a layer has none of them, no point is drawn.",
     ),
     (
         "reset_errors",
