@@ -12,7 +12,7 @@ PROTOCOL = (
         ("R20/reset", "R20/controls", "R20/bottom"),
         "20 starts of the networks under the standard law instead of 8",
         "with 8 the power was 0.42, 0.40 and 0.71; 18, 19 and 10 have 0.8",
-        "none: reset and controls reproduced with 8 starts (4.6 and 5.0 points) and with 20 (4.6 and 4.9), with a power of "
+        "none: reset and controls reproduced with 8 starts (4.6 and 5.0 points) and with 20 (4.6 and 4.9), power then "
         "0.84 and 0.81; bottom not reproduced with 8 (0.24) and with 20 (0.27)",
     ),
     Amendment(
