@@ -227,6 +227,19 @@ def test_a_run_is_a_program_of_its_own() -> None:
     assert [plans[0].places(step) for step in range(30)] != [plans[1].places(step) for step in range(30)]
 
 
+@pytest.mark.parametrize(
+    "field", [{"momentum": 1.0}, {"momentum": -0.1}, {"p": 1.5}, {"top": 0}, {"policy": "bottom"}]
+)
+def test_a_field_that_is_none_is_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"`{next(iter(field))}`"):
+        SparseRun(**field)
+
+
+def test_more_top_layers_than_there_are_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match="`top`: got 5"):
+        rows_of(sparse("top", top=5))
+
+
 def test_a_run_that_diverges_says_so() -> None:
     (row,) = rows_of(ActivityRun(**{**COMMON, "epochs": 20}, lr=1e200))
     assert row["status"] == "diverged"

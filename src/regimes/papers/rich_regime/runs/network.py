@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from regimes import control, models
@@ -40,7 +41,7 @@ class ImageMlp(ClassImages, MomentumDescent, Recipe):
     seed: Index = 0
     loss: Literal["squared", "cross-entropy"] = "cross-entropy"
     lr: Positive = 0.2
-    momentum: float = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     batch_size: Count = 50
     device: Literal["cpu", "cuda"] = "cpu"
 
