@@ -48,8 +48,9 @@ def layers_in_time(frame: pd.DataFrame, *, names: Sequence[str] = (), time: str 
     lists = ["layer_change", "layer_moved", "layer_share"]
     times, tables = _tables(need(frame, [time, *lists]), time, lists)
     count = tables["layer_change"].shape[1]
-    if names and len(names) != count:
-        raise UserError(f"`names`: got {len(names)}, expected {count}, one for each layer")
+    if isinstance(names, str) or len(names) not in (0, count):
+        came = repr(names) if isinstance(names, str) else len(names)
+        raise UserError(f"`names`: got {came}, expected {count}, one for each layer")
     figure, ((left, right),) = canvas(2, height=max(2.2, 0.16 * min(count, _MOST) + 1.0))
     _shades(figure, left, times, tables["layer_change"], time)
     _ends(right, tables["layer_moved"][-1], tables["layer_share"][-1])
