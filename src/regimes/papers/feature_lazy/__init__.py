@@ -22,7 +22,7 @@ CARD = Card(
         "R14",
     ),
     cost={
-        "quick": "2 to 4 minutes on 2 cores",
+        "quick": "2 minutes on 2 cores",
         "small": "30 minutes on 2 cores",
         "paper": "days on one GPU; a cluster for all of it",
     },
