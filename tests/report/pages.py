@@ -72,6 +72,7 @@ class Study:
     claims: tuple[Claim, ...]
     figures: tuple[Any, ...]
     protocol: tuple[Amendment, ...] = ()
+    methods: tuple[tuple[str, str], ...] = ()
 
 
 def slope(frame: pd.DataFrame) -> Estimate:

@@ -323,3 +323,10 @@ def test_measured_numbers_have_the_digits_they_deserve(
     value: float, low: float, high: float, expected: tuple[str, str]
 ) -> None:
     assert page.measured({"value": value, "low": low, "high": high}) == expected
+
+
+def test_what_a_study_says_of_its_statistics_is_among_the_methods() -> None:
+    own = dataclasses.replace(pages.STUDY, methods=(("Drift", "It is a share < 1."),))
+    with_it, without = (page.render(study, [], [], pages.rows(1), {}) for study in (own, pages.STUDY))
+    assert "<b>Drift.</b> It is a share &lt; 1." in with_it and "Drift." not in without
+    assert "crossover" not in without.split("Methods")[-1]

@@ -47,6 +47,8 @@ class Described(Protocol):
     @property
     def protocol(self) -> Sequence[Amendment]: ...
     @property
+    def methods(self) -> Sequence[tuple[str, str]]: ...
+    @property
     def figures(self) -> Sequence[Any] | Callable[[pd.DataFrame], Sequence[Any]]: ...
 
 
@@ -69,7 +71,7 @@ def build(
         study: has ``name``, ``title``, ``paper``, ``runs`` (the Run classes, by which the store knows its rows),
             ``claims`` (of :class:`regimes.report.claim.Claim`) and ``figures``, tuples
             ``(name, title, function, caption)`` with ``function(rows) -> Figure``; either may be a function of the
-            rows. ``protocol`` is the log of changes.
+            rows. ``protocol`` is the log of changes, ``methods`` what the page says of the study's own statistics.
         frame: the rows, if they are at hand.
         write: called as ``write(path, bytes)`` for each file, instead of writing it.
 
@@ -141,7 +143,7 @@ def render(
     """The page as text: no script, no address outside itself.
 
     Arguments:
-        study: its ``name``, ``title``, ``paper`` and ``protocol``.
+        study: its ``name``, ``title``, ``paper``, ``protocol`` and ``methods``.
         found: the verdicts.
         shown: the figures.
         frame: the rows, for the counts.
@@ -152,6 +154,7 @@ def render(
         study={"name": study.name, "title": study.title, "paper": study.paper},
         groups=groups(found),
         protocol=study.protocol,
+        methods=study.methods,
         enough=ENOUGH,
         headline=headline(found),
         figures=shown,

@@ -110,6 +110,7 @@ class Study:
         claims: what the result must show; read by the report, not here.
         figures: what is drawn; read by the report, not here.
         protocol: what was changed after a look at results, the oldest first.
+        methods: what a reader must know of its own statistics: pairs of a word and a sentence.
         source: the file it was loaded from, if it was.
 
     Raises:
@@ -125,6 +126,7 @@ class Study:
     claims: Any = ()
     figures: Any = ()
     protocol: Sequence[Amendment] = ()
+    methods: Sequence[tuple[str, str]] = ()
     source: Path | None = None
 
     def __post_init__(self) -> None:

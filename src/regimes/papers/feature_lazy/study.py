@@ -266,6 +266,19 @@ Law = Literal["ntk", "standard", "mean-field", "mup"]
 Data = Literal["digits", "mnist", "fashion-mnist", "emnist", "cifar-10"]
 
 
+METHODS = (
+    (
+        "Crossover",
+        "alpha* of a network is where its kernel drift is 1, by interpolation in the log-log plane.",
+    ),
+    (
+        "Ensembles",
+        "They are the seeds of one setting. Var F is the mean squared distance from their average, over M - 1; the "
+        "ensemble error is that of the sign of the average. Their intervals are by the jackknife: one member is left "
+        "out at a time.",
+    ),
+)
+
 STUDY = Study(
     name=CARD.name,
     title=CARD.title,
@@ -323,4 +336,5 @@ STUDY = Study(
     claims=claims,
     figures=figures,
     protocol=PROTOCOL,
+    methods=METHODS,
 )
