@@ -220,7 +220,7 @@ RULES = (
     ),
     Rule("none have these values", "report.table.select", "frame", "empty"),
     Rule("columns that are not there are left out", "report.table.shared", "rows", "other columns"),
-    Rule("a study of which nothing was changed", "study.Study", "protocol", "empty"),
+    Rule("a study of which nothing was changed, or said", "study.Study", "protocol methods", "empty"),
     Rule(
         "nothing to do is done", "*", "columns texts classes declared probes found shown notes split", "empty"
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -13,16 +13,8 @@ from regimes.core.state import State
 from tests.train.alignment import RoundsByAlignment, misaligned
 from tests.train.plain import AWKWARD, task
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ALPHAS = [0.02, 1.0, 300.0, 5.0]
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """One thread; what a test sets is put back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def same(a: State, b: State) -> bool:

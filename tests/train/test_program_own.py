@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,16 +17,8 @@ from regimes.core.state import State
 from tests.train.alignment import RoundsByAlignment
 from tests.train.plain import AWKWARD, task
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ALPHAS = [0.3, 1.0, 20.0, 2.0]
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """One thread; what a test sets is put back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(kind: str, seed: int) -> nn.Module:

@@ -12,7 +12,7 @@ from regimes.core.error import UserError
 from regimes.core.estimate import Numbers, array, mean
 from regimes.study.run import Run
 
-__all__ = ["filled", "last", "named", "need", "rows_of", "select", "shared", "summary"]
+__all__ = ["by_seed", "ended", "filled", "last", "named", "need", "rows_of", "select", "shared", "summary"]
 
 
 @checked
@@ -100,6 +100,38 @@ def last(frame: pd.DataFrame) -> pd.DataFrame:
     """The last row of each run that has come to some end: finished, diverged or stopped."""
     frame = need(frame, ["status", "key"]) if len(frame) else frame.assign(status=[], key=[])
     return frame.loc[frame["status"] != "running"].drop_duplicates(subset=["key"], keep="last")
+
+
+@checked
+def ended(frame: pd.DataFrame, columns: str | Sequence[str], run: type[Run] | None = None) -> pd.DataFrame:
+    """The last rows of the finished runs that have a value in each of ``columns``; of one class, if ``run`` is given.
+
+    Raises:
+        UserError: if a column is missing or no row is left.
+    """
+    rows = last(frame if run is None else rows_of(need(frame, "run"), run))
+    return need(rows.loc[rows["status"] == "finished"], columns)
+
+
+@checked
+def by_seed(rows: pd.DataFrame, column: str, where: Mapping[str, Any]) -> pd.Series:
+    """A column by seed, of the rows that have these values; what is missing is left out.
+
+    Raises:
+        UserError: if a column is missing, or no row has the values.
+
+    >>> rows = pd.DataFrame({"seed": [0, 1, 0], "alpha": [1.0, 1.0, 2.0], "loss": [0.5, 0.25, 9.0]})
+    >>> by_seed(rows, "loss", {"alpha": 1.0}).to_dict()
+    {0.0: 0.5, 1.0: 0.25}
+    """
+    rows = need(rows, ["seed", *where], "rows")
+    for name, value in where.items():
+        rows = rows.loc[rows[name] == value]
+    if rows.empty:
+        words = ", ".join(f"{name} = {value}" for name, value in where.items())
+        raise UserError(f"`frame` has no finished run at {words}: let the study finish")
+    found = need(rows, column, "rows")
+    return pd.Series(array(found[column]), index=array(found["seed"]))
 
 
 def keys_of(by: Sequence[str] | str) -> list[str]:

@@ -17,7 +17,7 @@ from regimes.papers.lazy_training.runs import ImageRun, RateRun, StudentRun
 from regimes.report.claim import Claim, Scope, Statistic
 from regimes.report.fit import power_law
 from regimes.report.power import Range
-from regimes.report.table import last, need, rows_of, select
+from regimes.report.table import by_seed, ended, need, rows_of, select
 
 __all__ = ["claims"]
 
@@ -76,8 +76,8 @@ def _rates() -> list[Claim]:
 
 def _rate(column: str, rows: pd.DataFrame) -> Estimate:
     """Exponent of a supremum against alpha; the error is over seeds."""
-    ended = _ended(rows, ["alpha", column])
-    return power_law(ended["alpha"], ended[column], WINDOW, groups=ended["seed"]).estimate()
+    done = ended(rows, ["alpha", column])
+    return power_law(done["alpha"], done[column], WINDOW, groups=done["seed"]).estimate()
 
 
 def _taus(rows: Mapping[str, Any]) -> list[Claim]:
@@ -128,21 +128,23 @@ def _widths(rows: Mapping[str, Any]) -> list[Claim]:
 
 def _tau_ratio(above: float, below: float, rows: pd.DataFrame) -> Estimate:
     """Test loss at one tau over that at another, each seed with its own task."""
-    ended = _ended(rows, ["test_loss"])
-    return _ratio(_by_seed(ended, "test_loss", tau=above), _by_seed(ended, "test_loss", tau=below))
+    done = ended(rows, ["test_loss"])
+    return _ratio(by_seed(done, "test_loss", {"tau": above}), by_seed(done, "test_loss", {"tau": below}))
 
 
 def _linear_ratio(rows: pd.DataFrame) -> Estimate:
     """Test loss at the largest start over that of its linearised model."""
-    ended = _ended(rows, ["test_loss"])
-    network = _by_seed(ended, "test_loss", tau=LARGEST)
-    return _ratio(network, _by_seed(ended, "linear_loss", tau=LARGEST))
+    done = ended(rows, ["test_loss"])
+    network = by_seed(done, "test_loss", {"tau": LARGEST})
+    return _ratio(network, by_seed(done, "linear_loss", {"tau": LARGEST}))
 
 
 def _width_ratio(rows: pd.DataFrame) -> Estimate:
     """Test loss of the wide student under 1/sqrt(m) over that under 1/m."""
-    ended = _ended(rows, ["test_loss"])
-    parts = [_by_seed(ended, "test_loss", scaling=scaling, width=WIDE) for scaling in ("1/sqrt(m)", "1/m")]
+    done = ended(rows, ["test_loss"])
+    parts = [
+        by_seed(done, "test_loss", {"scaling": scaling, "width": WIDE}) for scaling in ("1/sqrt(m)", "1/m")
+    ]
     return _ratio(*parts)
 
 
@@ -177,8 +179,8 @@ def _falls(column: str, first: float, second: float) -> Statistic:
     """What a column loses between two alphas, seed by seed."""
 
     def statistic(rows: pd.DataFrame) -> Estimate:
-        ended = _ended(rows, [column])
-        before, after = (_by_seed(ended, column, alpha=alpha) for alpha in (first, second))
+        done = ended(rows, [column])
+        before, after = (by_seed(done, column, {"alpha": alpha}) for alpha in (first, second))
         return mean((before - after).dropna())
 
     return statistic
@@ -186,8 +188,8 @@ def _falls(column: str, first: float, second: float) -> Statistic:
 
 def _least_fall(rows: pd.DataFrame) -> Estimate:
     """The least loss of mean test accuracy from one alpha to the next, by the jackknife over seeds."""
-    ended = _ended(rows, ["test_accuracy"])
-    table = ended.pivot_table(index="seed", columns="alpha", values="test_accuracy")
+    done = ended(rows, ["test_accuracy"])
+    table = done.pivot_table(index="seed", columns="alpha", values="test_accuracy")
     whole = table.dropna().to_numpy()
     if not len(whole) or whole.shape[1] < 2:
         raise UserError(f"`frame` has {whole.shape[1]} alphas with common seeds: expected at least 2")
@@ -203,8 +205,8 @@ def _stability(low: float, high: float) -> Statistic:
     """The least stability of each seed among these alphas, averaged over seeds."""
 
     def statistic(rows: pd.DataFrame) -> Estimate:
-        ended = _ended(rows, ["stability"])
-        chosen = need(ended.loc[ended["alpha"].between(low, high)], ["stability"])
+        done = ended(rows, ["stability"])
+        chosen = need(done.loc[done["alpha"].between(low, high)], ["stability"])
         return mean([float(array(own["stability"]).min()) for _, own in chosen.groupby("seed")])
 
     return statistic
@@ -230,22 +232,6 @@ def _wide(rows: Mapping[str, Any]) -> list[Claim]:
         )
         for kind, (network, linear) in published[model].items()
     ]
-
-
-def _ended(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The last rows of the finished runs."""
-    ends = last(rows)
-    return need(ends.loc[ends["status"] == "finished"], columns)
-
-
-def _by_seed(rows: pd.DataFrame, column: str, **where: float | str) -> pd.Series:
-    """A column by seed, of the rows that have these values."""
-    for name, value in where.items():
-        rows = rows.loc[rows[name] == value]
-    if rows.empty:
-        words = ", ".join(f"{name} = {value}" for name, value in where.items())
-        raise UserError(f"`frame` has no finished run at {words}: let the study finish")
-    return pd.Series(array(rows[column]), index=array(rows["seed"])).dropna()
 
 
 def _ratio(above: pd.Series, below: pd.Series) -> Estimate:

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-__all__ = ["chosen_device"]
+from typing import Literal
+
+from pydantic import BaseModel
+
+__all__ = ["OnDevice", "chosen_device"]
+
+
+class OnDevice(BaseModel):
+    """What may run on a GPU.
+
+    Attributes:
+        device: cpu or cuda; kept in the key, since the last digits differ.
+    """
+
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def place(self) -> str:
+        """The device of the tensors."""
+        return self.device
 
 
 def chosen_device(asked: str) -> str:

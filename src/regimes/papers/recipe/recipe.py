@@ -82,7 +82,6 @@ class Recipe(Run):
     measurement is another probe, and nothing else. Members of one batch are trained as one program.
 
     Attributes:
-        device: cpu or cuda; kept in the key, since the last digits differ.
         tells: which column holds what of the state that is looked at: step, time, status or loss.
     """
 
@@ -113,8 +112,8 @@ class Recipe(Run):
 
     @property
     def place(self) -> str:
-        """The device of the tensors."""
-        return getattr(self, "device", "cpu")
+        """The device of the tensors; ``recipe.device`` has the part of runs that choose it."""
+        return "cpu"
 
     @property
     def when(self) -> When:

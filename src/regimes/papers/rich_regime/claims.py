@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from regimes.core.error import UserError
 from regimes.core.estimate import Estimate, array, mean
 from regimes.papers.rich_regime import CARD
 from regimes.papers.rich_regime.runs import ActivityRun, SparseRun
 from regimes.report.claim import Claim, Scope
-from regimes.report.table import last, need, rows_of
+from regimes.report.table import by_seed, ended, rows_of
 
 __all__ = ["SAMPLED", "claims"]
 
@@ -185,8 +184,8 @@ def _rising(rows: pd.DataFrame) -> Estimate:
 
 def _enriched(rows: pd.DataFrame) -> pd.DataFrame:
     """Enrichment of the bottom layer by width and seed."""
-    ended = _ended(rows, "layer_enrichment")
-    return ended.assign(enrichment=[float(each[0]) for each in ended["layer_enrichment"]])
+    done = ended(rows, "layer_enrichment")
+    return done.assign(enrichment=[float(each[0]) for each in done["layer_enrichment"]])
 
 
 def _policies(rows: Mapping[str, Any]) -> list[Claim]:
@@ -239,16 +238,16 @@ def _policies(rows: Mapping[str, Any]) -> list[Claim]:
 
 def _lost(before: Mapping[str, Any], after: Mapping[str, Any], rows: pd.DataFrame) -> Estimate:
     """What test accuracy loses from one policy to another, seed by seed, in percentage points."""
-    ended = _ended(rows, "test_accuracy")
-    first, second = (_by_seed(ended, "test_accuracy", where) for where in (before, after))
+    done = ended(rows, "test_accuracy")
+    first, second = (by_seed(done, "test_accuracy", where) for where in (before, after))
     return mean(100 * (first - second).dropna())
 
 
 def _cost(rows: pd.DataFrame) -> Estimate:
     """The counted cost of the sampled policy over that of all layers at the same steps."""
-    ended = _ended(rows, "products", "full_products")
-    share = ended.assign(share=array(ended["products"]) / array(ended["full_products"]))
-    return mean(_by_seed(share, "share", {"policy": "sampled", "p": SAMPLED}))
+    done = ended(rows, ["products", "full_products"])
+    share = done.assign(share=array(done["products"]) / array(done["full_products"]))
+    return mean(by_seed(share, "share", {"policy": "sampled", "p": SAMPLED}))
 
 
 def _over_widths(
@@ -257,24 +256,8 @@ def _over_widths(
     """The mean over widths of a value of each network, seed by seed."""
 
     def statistic(rows: pd.DataFrame) -> Estimate:
-        ended = _ended(rows, *columns)
-        found = ended.assign(value=value(ended))
+        done = ended(rows, columns)
+        found = done.assign(value=value(done))
         return mean([float(array(own["value"]).mean()) for _, own in found.groupby("seed")])
 
     return statistic
-
-
-def _ended(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The last rows of the finished runs."""
-    ends = last(rows)
-    return need(ends.loc[ends["status"] == "finished"], columns)
-
-
-def _by_seed(rows: pd.DataFrame, column: str, where: Mapping[str, Any]) -> pd.Series:
-    """A column by seed, of the rows that have these values."""
-    for name, value in where.items():
-        rows = rows.loc[rows[name] == value]
-    if rows.empty:
-        words = ", ".join(f"{name} = {value}" for name, value in where.items())
-        raise UserError(f"`frame` has no finished run at {words}: let the study finish")
-    return pd.Series(array(rows[column]), index=array(rows["seed"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from regimes.core.check import checked
 from regimes.core.estimate import array
 from regimes.papers.rich_regime.runs import ABOVE, ActivityRun, SparseRun
 from regimes.report.style import canvas, curve, legend_of, log_axes, marks, styled, subtitle
-from regimes.report.table import last, need, rows_of, summary
-from regimes.study import Run
+from regimes.report.table import ended, need, rows_of, summary
 
 __all__ = ["FIGURES", "figures", "layer_enrichment", "parameter_changes", "reset_errors", "sparse_error"]
 
@@ -43,7 +41,7 @@ def parameter_changes(frame: pd.DataFrame) -> Figure:
     Arguments:
         frame: rows of a store with ``changes``.
     """
-    rows = _ends(frame, ActivityRun, ["changes", "width", "law"])
+    rows = ended(frame, ["changes", "width", "law"], ActivityRun)
     figure, panels = _panels(rows)
     look = marks(rows["width"])
     for axes, (_, own) in zip(panels, _by_law(rows), strict=True):
@@ -90,7 +88,7 @@ def layer_enrichment(frame: pd.DataFrame) -> Figure:
     Arguments:
         frame: rows of a store with ``layer_enrichment``.
     """
-    rows = _ends(frame, ActivityRun, ["layer_enrichment", "width", "law"])
+    rows = ended(frame, ["layer_enrichment", "width", "law"], ActivityRun)
     figure, panels = _panels(rows)
     layers = max(len(each) for each in rows["layer_enrichment"])
     look = marks(range(layers))
@@ -117,7 +115,7 @@ def reset_errors(frame: pd.DataFrame) -> Figure:
     Arguments:
         frame: rows of a store with ``reset_active`` and its controls.
     """
-    rows = _ends(frame, ActivityRun, ["width", "law", *RESETS])
+    rows = ended(frame, ["width", "law", *RESETS], ActivityRun)
     figure, panels = _panels(rows)
     look = marks(range(len(RESETS)))
     for axes, (_, own) in zip(panels, _by_law(rows), strict=True):
@@ -142,7 +140,7 @@ def sparse_error(frame: pd.DataFrame) -> Figure:
         frame: rows of a store with ``test_accuracy`` and ``products`` at every look.
     """
     rows = need(rows_of(need(frame, "run"), SparseRun), ["test_accuracy", "products", "policy"])
-    done = _ends(frame, SparseRun, ["test_accuracy"])["key"]
+    done = ended(frame, ["test_accuracy"], SparseRun)["key"]
     rows = rows.loc[rows["key"].isin(done) & (rows["products"] > 0)]
     names = sorted(set(rows["dataset"]))
     figure, (panels,) = canvas(len(names), height=3.0)
@@ -208,12 +206,6 @@ def _ticks(axes: Axes, rows: pd.DataFrame) -> None:
     """The widths themselves under the axis."""
     there = sorted(set(rows["width"]))
     axes.set_xticks(there, [str(width) for width in there])
-
-
-def _ends(frame: pd.DataFrame, run: type[Run], columns: Sequence[str]) -> pd.DataFrame:
-    """The last rows of the finished runs of a class."""
-    ends = last(rows_of(need(frame, "run"), run))
-    return need(ends.loc[ends["status"] == "finished"], columns)
 
 
 FIGURES = (

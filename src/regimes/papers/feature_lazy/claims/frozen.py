@@ -12,7 +12,7 @@ from regimes.core.error import UserError
 from regimes.core.estimate import Estimate, jackknife, mean
 from regimes.papers.feature_lazy import CARD
 from regimes.papers.feature_lazy.runs import FrozenRun
-from regimes.papers.feature_lazy.tables.frozen import NETWORK, by_seed, networks, regimes
+from regimes.papers.feature_lazy.tables.frozen import NETWORK, networks, percent_by_seed, regimes
 from regimes.report.claim import Claim, Scope
 from regimes.report.ensemble import ensemble_error, outputs
 from regimes.report.table import shared
@@ -103,12 +103,12 @@ def _sides(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _difference(regime: str, column: str, rows: pd.DataFrame) -> Estimate:
     """The mean over seeds of the error from a frozen kernel less that of the network it is the kernel of."""
     part = _sides(rows)[regime]
-    return mean((by_seed(part, column) - by_seed(part, "test_error")).dropna())
+    return mean((percent_by_seed(part, column) - percent_by_seed(part, "test_error")).dropna())
 
 
 def _ratio(rows: pd.DataFrame) -> Estimate:
     """The mean error in the feature regime over that in the lazy one, by the jackknife over seeds common to both."""
-    feature, lazy = (by_seed(part, "test_error") for part in _sides(rows).values())
+    feature, lazy = (percent_by_seed(part, "test_error") for part in _sides(rows).values())
     both = pd.concat([feature, lazy], axis=1, join="inner").to_numpy()
     return _paired(list(both), lambda some: float(some[:, 0].mean()), lambda some: float(some[:, 1].mean()))
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from regimes.core.check import checked
 from regimes.core.estimate import array, mean
 from regimes.papers.feature_lazy.figures.width import REGIMES, power
-from regimes.papers.feature_lazy.tables.frozen import by_seed, networks, regimes
+from regimes.papers.feature_lazy.tables.frozen import networks, percent_by_seed, regimes
 from regimes.report.ensemble import ensemble
 from regimes.report.style import Mark, canvas, curve, legend_of, styled, subtitle
 from regimes.report.table import need
@@ -41,7 +41,7 @@ def regime_error(frame: pd.DataFrame) -> Figure:
     figure, ((*row,),) = canvas(len(parts), height=2.7)
     for axes, (name, rows) in zip(row, parts, strict=True):
         sides = regimes(rows)
-        _starts(axes, [by_seed(part, "test_error") for part in sides.values()])
+        _starts(axes, [percent_by_seed(part, "test_error") for part in sides.values()])
         _series(axes, [_mean(part, "test_error") for part in sides.values()], ONE, "one network, mean", -0.06)
         averages = [_average(part) for part in sides.values()]
         if all(averages):
@@ -76,7 +76,7 @@ def frozen_error(frame: pd.DataFrame) -> Figure:
     for axes, (name, rows) in zip(row, parts, strict=True):
         for (regime, part), shift in zip(regimes(rows).items(), (-0.06, 0.06), strict=True):
             mark = REGIMES[regime]
-            _starts(axes, [by_seed(part, column) for column in columns], shift, mark["linestyle"])
+            _starts(axes, [percent_by_seed(part, column) for column in columns], shift, mark["linestyle"])
             found = [_mean(part, column) for column in columns]
             _series(axes, found, {**mark, "linewidth": 0.9}, f"{regime} regime", shift)
         _categories(axes, list(columns.values()), "what the gradient flow trains")
@@ -87,7 +87,7 @@ def frozen_error(frame: pd.DataFrame) -> Figure:
 
 def _mean(rows: pd.DataFrame, column: str) -> dict[str, float]:
     """The mean over seeds with its interval, in per cent."""
-    one = mean(by_seed(rows, column))
+    one = mean(percent_by_seed(rows, column))
     return {"mean": one.value, "low": one.low, "high": one.high}
 
 

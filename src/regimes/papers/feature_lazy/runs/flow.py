@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from regimes import measure
 from regimes.papers.recipe.data import ParityPoints
+from regimes.papers.recipe.device import OnDevice
 from regimes.papers.recipe.engine import MarginFlow
 from regimes.papers.recipe.network import FullyConnected, OutputScale
 from regimes.papers.recipe.recipe import Recipe, Scene
@@ -15,19 +16,14 @@ from regimes.papers.recipe.recipe import Recipe, Scene
 __all__ = ["FlowRun"]
 
 
-class FlowRun(ParityPoints, FullyConnected, OutputScale, MarginFlow, Recipe):
+class FlowRun(ParityPoints, FullyConnected, OutputScale, MarginFlow, OnDevice, Recipe):
     """A fully connected network under a law of width, F = alpha (f(w) - f(w0)), trained by gradient flow.
 
     Full batch, soft-hinge, float64, adapted steps, until F y >= 1 on every training point (Geiger et al. 2020). Looked
     at on a logarithmic grid of steps and at the end.
-
-    Attributes:
-        device: cpu or cuda; kept in the key, since the last digits differ.
     """
 
     version: ClassVar[int] = 2
-
-    device: Literal["cpu", "cuda"] = "cpu"
 
     @property
     def batch(self) -> str:

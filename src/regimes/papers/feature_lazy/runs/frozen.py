@@ -17,6 +17,7 @@ from regimes.core.state import State
 from regimes.data import Dataset
 from regimes.measure.probe import numbers
 from regimes.papers.recipe.data import ParityPoints
+from regimes.papers.recipe.device import OnDevice
 from regimes.papers.recipe.engine import MarginFlow
 from regimes.papers.recipe.network import OutputScale
 from regimes.papers.recipe.recipe import Recipe, Scene
@@ -84,7 +85,7 @@ class FrozenKernels(measure.Snapshot):
         return end, end.predict(cross)[:, 0]
 
 
-class FrozenRun(ParityPoints, OutputScale, MarginFlow, Recipe):
+class FrozenRun(ParityPoints, OutputScale, MarginFlow, OnDevice, Recipe):
     r"""A network trained by gradient flow, and functions trained in the same way from its frozen tangent kernels.
 
     NTK law, :math:`F = \alpha (f(w) - f(w_0))`, full batch, soft-hinge, float64, adapted steps, until F y >= 1 on every
@@ -106,7 +107,6 @@ class FrozenRun(ParityPoints, OutputScale, MarginFlow, Recipe):
         activation: softplus or relu.
         seed: of the start.
         tolerance: 1e-4 is that of the authors; 1e-3 takes larger steps and moves test errors by about 0.1 points.
-        device: cpu or cuda; kept in the key, since the last digits differ.
     """
 
     version: ClassVar[int] = 2
@@ -119,7 +119,6 @@ class FrozenRun(ParityPoints, OutputScale, MarginFlow, Recipe):
     kernel: Literal[3, 5] = 3
     activation: Literal["softplus", "relu"] = "softplus"
     seed: Index = 0
-    device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")
     def _fits(self) -> FrozenRun:

@@ -9,9 +9,9 @@ from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.estimate import array
 from regimes.papers.feature_lazy.runs import FrozenRun
-from regimes.report.table import last, need, rows_of
+from regimes.report.table import by_seed, last, need, rows_of
 
-__all__ = ["NETWORK", "by_seed", "networks", "regimes"]
+__all__ = ["NETWORK", "networks", "percent_by_seed", "regimes"]
 
 # sqrt(h) alpha up to which a network counts as one of the feature regime, and from which as one of the lazy
 FEATURE_MOST, LAZY_LEAST = 1.0, 1e3
@@ -73,7 +73,6 @@ def regimes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 @checked
-def by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
+def percent_by_seed(rows: pd.DataFrame, column: str) -> pd.Series:
     """A column by seed, in per cent; what is missing is left out."""
-    found = need(rows, ["seed", column], "rows")
-    return pd.Series(100 * array(found[column]), index=array(found["seed"])).sort_index()
+    return 100 * by_seed(rows, column, {}).sort_index()

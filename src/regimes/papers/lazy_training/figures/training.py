@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,7 @@ from regimes.core.estimate import array
 from regimes.papers.lazy_training.runs import ImageRun, RateRun, StudentRun
 from regimes.report.fit import power_law
 from regimes.report.style import canvas, curve, legend_of, log_axes, marks, styled, subtitle
-from regimes.report.table import last, need, rows_of, summary
-from regimes.study import Run
+from regimes.report.table import ended, need, rows_of, summary
 
 __all__ = ["accuracy_stability", "lazy_rates", "neuron_paths", "student_loss", "student_width"]
 
@@ -86,7 +85,7 @@ def student_loss(frame: pd.DataFrame) -> Figure:
     Arguments:
         frame: rows of a store with ``test_loss``, ``best_loss`` and ``linear_loss``.
     """
-    rows = _ends(frame, StudentRun, ["test_loss", "tau"])
+    rows = ended(frame, ["test_loss", "tau"], StudentRun)
     rows = rows.loc[rows["symmetric"].astype(bool) & ~rows["traced"].astype(bool)]
     return _curves(
         rows,
@@ -108,7 +107,7 @@ def student_width(frame: pd.DataFrame) -> Figure:
     Arguments:
         frame: rows of a store with ``test_loss``.
     """
-    rows = _ends(frame, StudentRun, ["test_loss", "width", "scaling"])
+    rows = ended(frame, ["test_loss", "width", "scaling"], StudentRun)
     rows = rows.loc[~rows["symmetric"].astype(bool)]
     if rows.empty:
         raise UserError("`frame` has no student with a plain start: let the study finish some runs")
@@ -131,7 +130,7 @@ def lazy_rates(frame: pd.DataFrame, window: tuple[float, float] = WINDOW) -> Fig
         "apart": r"$\|w-w_\mathrm{lin}\|$",
         "missed": r"$|F-F_\mathrm{lin}|$",
     }
-    rows = _ends(frame, RateRun, ["alpha", *told])
+    rows = ended(frame, ["alpha", *told], RateRun)
     figure, ((axes,),) = canvas(1, height=3.0)
     look = marks(range(len(told)))
     for number, (column, label) in enumerate(told.items()):
@@ -153,7 +152,7 @@ def accuracy_stability(frame: pd.DataFrame) -> Figure:
     Arguments:
         frame: rows of a store with ``train_accuracy``, ``test_accuracy`` and ``stability``.
     """
-    rows = _ends(frame, ImageRun, ["alpha", "train_accuracy", "test_accuracy", "stability"])
+    rows = ended(frame, ["alpha", "train_accuracy", "test_accuracy", "stability"], ImageRun)
     rows = rows.loc[rows["width_factor"] == 1]
     names = sorted(set(rows["dataset"]))
     if not names:
@@ -196,9 +195,3 @@ def _curves(rows: pd.DataFrame, x: str, columns: Mapping[str, str], labels: tupl
     log_axes(axes, *labels)
     legend_of(figure, [axes])
     return figure
-
-
-def _ends(frame: pd.DataFrame, run: type[Run], columns: Sequence[str]) -> pd.DataFrame:
-    """The last rows of the finished runs of a class."""
-    ends = last(rows_of(need(frame, "run"), run))
-    return need(ends.loc[ends["status"] == "finished"], columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from regimes import measure
 from regimes.core.state import State
 from regimes.measure.probe import numbers
 from regimes.papers.recipe.data import ClassImages
+from regimes.papers.recipe.device import OnDevice
 from regimes.papers.recipe.engine import MomentumDescent
 from regimes.papers.recipe.network import Convolutional, OutputScale
 from regimes.papers.recipe.probes import Accuracy
@@ -41,19 +42,14 @@ class Stability(measure.Snapshot):
         return {"stability": measure.Pattern(self.inputs).look(state)["pattern"]}
 
 
-class ImageRun(ClassImages, Convolutional, OutputScale, MomentumDescent, Recipe):
+class ImageRun(ClassImages, Convolutional, OutputScale, MomentumDescent, OnDevice, Recipe):
     r"""A convolutional network on images, :math:`F = \alpha (f(w) - f(w_0))`, by descent with momentum.
 
     A run whose loss is larger at the end than at the start, at F = 0, counts as diverged.
-
-    Attributes:
-        device: cpu or cuda; kept in the key, since the last digits differ.
     """
 
     version: ClassVar[int] = 3
     tells: ClassVar[Mapping[str, str]] = {"status": "status", "step": "step", "loss_end": "loss"}
-
-    device: Literal["cpu", "cuda"] = "cpu"
 
     def cost(self) -> float:
         """Rough seconds: products of an epoch, and the overhead of a step."""

@@ -18,6 +18,7 @@ from regimes.core.stream import generator
 from regimes.data import Dataset, Split
 from regimes.data.catalog import describe
 from regimes.papers.recipe.data import ClassImages
+from regimes.papers.recipe.device import OnDevice
 from regimes.papers.recipe.network import Convolutional
 from regimes.papers.recipe.recipe import Recipe, Scene
 from regimes.study.field import Count
@@ -59,7 +60,7 @@ class Spectrum(measure.Snapshot):
         }
 
 
-class SpectrumRun(ClassImages, Convolutional, Recipe):
+class SpectrumRun(ClassImages, Convolutional, OnDevice, Recipe):
     r"""All eigenvalues of the tangent kernel of a network at its start, on images or on random pixels.
 
     The kernel is that of all C outputs, an (n C, n C) matrix. Its trace, and the leading eigenvalues over the others,
@@ -74,7 +75,6 @@ class SpectrumRun(ClassImages, Convolutional, Recipe):
         n: images, the first of the training set, classes in turn.
         pixels: real or random.
         seed: of the start, and of random pixels. Real images are the same for every seed.
-        device: cpu or cuda; kept in the key, since the last digits differ.
     """
 
     version: ClassVar[int] = 2
@@ -85,7 +85,6 @@ class SpectrumRun(ClassImages, Convolutional, Recipe):
     n_test: Count = 1
     pixels: Literal["real", "random"] = "real"
     dtype: Literal["float32", "float64"] = "float64"
-    device: Literal["cpu", "cuda"] = "cpu"
 
     def cost(self) -> float:
         """Rough seconds: products of pairs of images, and the eigenvalues of a matrix of side 10 n."""
@@ -107,7 +106,7 @@ class SpectrumRun(ClassImages, Convolutional, Recipe):
         x = (x / x.square().mean((1, 2, 3), keepdim=True).sqrt()).to(getattr(torch, self.dtype))
         blank = torch.zeros(self.n, dtype=torch.int64)
         split = Split(x, blank, blank)
-        return replace(Scene.empty().data[0], train=split, test=split, probe=split)
+        return Dataset(self.dataset, "classes", split, split, split, (), {})
 
     def network(self, shape: tuple[int, ...]) -> nn.Module:
         """The network at its start, unscaled."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from regimes import control, models
 from regimes.papers.recipe.data import ClassImages
+from regimes.papers.recipe.device import OnDevice
 from regimes.papers.recipe.engine import MomentumDescent
 from regimes.papers.recipe.recipe import Recipe
 from regimes.study.field import Count, Index, Positive
@@ -18,7 +19,7 @@ from regimes.study.field import Count, Index, Positive
 __all__ = ["ImageMlp"]
 
 
-class ImageMlp(ClassImages, MomentumDescent, Recipe):
+class ImageMlp(ClassImages, MomentumDescent, OnDevice, Recipe):
     """A fully connected ReLU network without biases, trained on the cross-entropy by descent.
 
     Each run is a program of its own: seeds differ in their start, in the order of their batches and in the layers that
@@ -29,7 +30,6 @@ class ImageMlp(ClassImages, MomentumDescent, Recipe):
         depth: hidden layers; one more layer holds the outputs.
         width: of the hidden layers.
         seed: of the start, of the batches, and of the layers that are drawn.
-        device: cpu or cuda; kept in the key, since the last digits differ.
     """
 
     flat: ClassVar[bool] = True
@@ -43,7 +43,6 @@ class ImageMlp(ClassImages, MomentumDescent, Recipe):
     lr: Positive = 0.2
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     batch_size: Count = 50
-    device: Literal["cpu", "cuda"] = "cpu"
 
     def cost(self) -> float:
         """Rough seconds: products of all passes, and the overhead of a step."""
