@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, UntypedStorage
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.derivative import bind
@@ -152,7 +152,9 @@ def _weighed(kept: dict[int, UntypedStorage]) -> Iterator[None]:
 
 def _is_plain(network: Network) -> bool:
     """Whether f is a sequence of our own layers, untouched: samples cannot meet in it."""
-    if network.output is not None or _has_any_global_hook() or not is_stackable(network.module):
+    kinds = ("forward_pre", "forward", "backward_pre", "backward")
+    hooked = any(getattr(torch_module, f"_global_{kind}_hooks") for kind in kinds)
+    if network.output is not None or hooked or not is_stackable(network.module):
         return False
     every = network.module.modules()
     return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in every)
