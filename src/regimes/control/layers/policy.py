@@ -170,19 +170,25 @@ class LayerwiseSparse:
 
     def state_dict(self) -> dict[str, Any]:
         """What a policy needs to go on, after any step or between two batches of one: numbers, names and lists."""
-        return {**self._identity(), "step": self.step, "ages": list(self._updates.ages)}
+        known = [name for _, name, p in self._named() if self._updates.knows(p)]
+        return {**self._identity(), "step": self.step, "ages": list(self._updates.ages), "known": known}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on where the policy was that gave this state.
+        """Go on where the policy was that gave this state. Load it last, after module and optimisers.
+
+        What the optimisers hold of a parameter that they knew nothing of then is dropped: the loader of
+        ``torch.distributed.checkpoint`` makes it up.
 
         Raises:
             UserError: if it is that of another policy.
         """
-        for name, mine in self._identity().items():
+        own = self._identity()
+        for name in (*own, "step", "ages", "known"):
             if name not in state_dict:
                 raise UserError(
                     f"`state_dict`: '{name}' is missing, expected the state_dict() of a LayerwiseSparse"
                 )
+        for name, mine in own.items():
             if state_dict[name] != mine:
                 raise UserError(
                     f"`state_dict`: is that of another policy: `{name}` is {shown(state_dict[name])}, expected "
@@ -190,6 +196,9 @@ class LayerwiseSparse:
                 )
         self.step = int(state_dict["step"])
         self._updates.ages = [int(age) for age in state_dict["ages"]]
+        for _, name, p in self._named():
+            if name not in state_dict["known"]:
+                self._updates.forget(p)
 
     def __repr__(self) -> str:
         return f"LayerwiseSparse({self.plan.moves!r}, seed={self.plan.seed}, step={self.step})"

@@ -39,6 +39,15 @@ class Updates:
         self.ages = [0] * len(layers)
         self._start: list[tuple[Tensor, Tensor, float]] = []
 
+    def knows(self, p: Tensor) -> bool:
+        """Whether an optimiser keeps something of a parameter, which it does from its first step on."""
+        return any(p in each.state for each in self._optimizers)
+
+    def forget(self, p: Tensor) -> None:
+        """Drop what the optimisers keep of a parameter: it is as before its first step."""
+        for each in self._optimizers:
+            each.state.pop(p, None)
+
     def before(self, optimizer: Optimizer, moving: frozenset[int]) -> None:
         """Keep the weights whose step is going to be multiplied."""
         factors = {place: factor for place in moving if (factor := self._factor(place)) != 1}
@@ -66,11 +75,11 @@ class Updates:
             for place, age in enumerate(self.ages)
         ]
         for place in (moved - moving) if self._state != "keep" else ():
-            for optimizer, p in self._pairs(place):
+            for p in self._layers[place]:
                 if self._state == "drop":
-                    optimizer.state.pop(p, None)
-                else:
-                    _move(optimizer, p, torch.device("cpu"))
+                    self.forget(p)
+            for optimizer, p in self._pairs(place):
+                _move(optimizer, p, torch.device("cpu"))
         for place in (moving - moved) if self._state == "offload" else ():
             for optimizer, p in self._pairs(place):
                 _move(optimizer, p, p.device)
