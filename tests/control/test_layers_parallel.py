@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -90,5 +92,21 @@ def test_waiting_for_gradients_that_do_not_come_is_refused(tmp_path: Path) -> No
         parallel = DistributedDataParallel(module, find_unused_parameters=True)
         policy = control.LayerwiseSparse(parallel, optimizer, control.Cut(p=0.1), example=X)
         assert policy.plan.layers == ("0", "2", "4")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_sharded_parameters_are_named(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        module = models.mlp(3, 5, 2)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        fully_shard(module[2], mesh=init_device_mesh("cpu", (1,)))
+        for make in (
+            lambda: control.LayerwiseSparse(module, optimizer, control.Cut(p=0.1), example=X),
+            lambda: control.layer_plan(module, control.Cut(p=0.1), example=X),
+        ):
+            with pytest.raises(UserError, match=r"`module`: the parameters of '2' are sharded .* Distributed"):
+                make()
     finally:
         dist.destroy_process_group()

@@ -70,14 +70,15 @@ def by_depth(module: nn.Module, example: Inputs, layers: Sequence[str] | None) -
             none of them goes by the module that owns it.
 
     Raises:
-        UserError: if there is no parameter that requires grad, one has no part in the outputs, or activations
-            require grad without them.
+        UserError: if there is no parameter that requires grad, they are sharded, one has no part in the outputs, or
+            activations require grad without them.
     """
     own = trainable(module)
     if not own:
         raise UserError(
             "`module`: has no parameter that requires grad, expected at least one; nothing can move"
         )
+    _refuse_sharded(module)
     patterns = _known(module, own, layers)
     with _undisturbed(module):
         for parameter in own.values():
@@ -103,6 +104,24 @@ def by_depth(module: nn.Module, example: Inputs, layers: Sequence[str] | None) -
         parameters=tuple(tuple(names) for _, (_, names) in order),
         calls=calls,
     )
+
+
+def _refuse_sharded(module: nn.Module) -> None:
+    """Raise if parameters are in parts on several devices: a pass uses other tensors than those of the module."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        FullyShardedDataParallel,
+    )  # slow to import, and rarely there
+
+    for name, part in module.named_modules():
+        if isinstance(part, FSDPModule | FullyShardedDataParallel):
+            raise UserError(
+                f"`module`: the parameters of '{name}' are sharded (fully sharded data parallel), which is not "
+                "supported: a pass uses other tensors than those that the optimiser holds; take "
+                "DistributedDataParallel, or drop what rests (`state`) where memory is short"
+            )
 
 
 def _known(module: nn.Module, own: Mapping[str, Tensor], layers: Sequence[str] | None) -> Sequence[str]:
