@@ -106,7 +106,9 @@ def test_sharded_parameters_are_named(tmp_path: Path) -> None:
             lambda: control.LayerwiseSparse(module, optimizer, control.Cut(p=0.1), example=X),
             lambda: control.layer_plan(module, control.Cut(p=0.1), example=X),
         ):
-            with pytest.raises(UserError, match=r"`module`: the parameters of '2' are sharded .* Distributed"):
+            with pytest.raises(
+                UserError, match=r"`module`: the parameters of '2' are sharded .* Distributed"
+            ):
                 make()
     finally:
         dist.destroy_process_group()
