@@ -181,6 +181,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "control.UniformCut": values(),
     "control.law": values(name="ntk"),
     "control.layer_plan": of({"module": network, "example": inputs}, moves=control.Cut(0.2)),
+    "control.least_variance": values(squared_norms=[1.0, 2.0], costs=[2.0, 1.0], budget=2.0),
     "control.linearize": of({"module": network}),
     "control.rates": of({"module": network}),
     "control.scale": of({"module": network}, alpha=2.0),

@@ -86,7 +86,7 @@ RULES = (
     Rule("any whole number is a seed", "control.LayerwiseSparse control.layer_plan", "seed", "minus one"),
     Rule(
         "that there are so many layers is seen with the layers; a step that is never reached is one",
-        "control.Cut control.CyclicBlocks control.Fixed control.RandomLayers control.UniformCut",
+        "control.Cut control.CyclicBlocks control.Fixed control.RandomLayers control.UniformCut control.least_variance",
         "bottom count interval size top",
         HUGE,
     ),

@@ -10,6 +10,7 @@ from regimes.control.layers import (
     RandomLayers,
     UniformCut,
     layer_plan,
+    least_variance,
 )
 from regimes.control.linear import Linearized, linearize
 from regimes.control.scale import Scaled, scale, unscaled
@@ -34,6 +35,7 @@ __all__ = [
     "UniformCut",
     "law",
     "layer_plan",
+    "least_variance",
     "linearize",
     "rates",
     "scale",

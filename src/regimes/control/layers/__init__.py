@@ -1,5 +1,6 @@
 """Which layers move at a step: the order by depth, what moves when, and the policy for a loop of one's own."""
 
+from regimes.control.layers.least_variance import least_variance
 from regimes.control.layers.moves import Cut, CyclicBlocks, Fixed, Moves, RandomLayers, UniformCut
 from regimes.control.layers.plan import LayerPlan, layer_plan
 from regimes.control.layers.policy import LayerwiseSparse
@@ -14,4 +15,5 @@ __all__ = [
     "RandomLayers",
     "UniformCut",
     "layer_plan",
+    "least_variance",
 ]
