@@ -15,6 +15,7 @@ from regimes.control.layers.moves import Moves
 from regimes.control.layers.order import by_depth, inside
 from regimes.control.layers.passes import Passes, refuse_watched
 from regimes.control.layers.plan import LayerPlan, plan_of
+from regimes.control.layers.roster import Roster
 from regimes.control.layers.update import OptimizerState, Updates
 from regimes.core.batch import Inputs
 from regimes.core.batch import check as check_inputs
@@ -107,6 +108,12 @@ class LayerwiseSparse:
         self.step = 0
         own = dict(network.named_parameters())
         self._layers = [[own[name] for name in names] for names in found.parameters]
+        self._named = [
+            (place, name, own[name]) for place, names in enumerate(found.parameters) for name in names
+        ]
+        known = {id(p) for _, _, p in self._named}
+        self._others = [p for p in own.values() if id(p) not in known]
+        self._roster = Roster(network.modules())
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         self._check_held(optimizers)
         self._last = optimizers[-1]
@@ -140,7 +147,7 @@ class LayerwiseSparse:
             self._check_parameters()
             self._compiled.check(moving)
             self._begun = self.step
-        for place, _, parameter in self._named():
+        for place, _, parameter in self._named:
             if parameter.requires_grad != (place in moving):
                 parameter.requires_grad_(place in moving)
             if place not in moving:
@@ -149,7 +156,7 @@ class LayerwiseSparse:
     @contextmanager
     def free(self) -> Iterator[None]:
         """All layers free inside, for a measurement of the whole module between two steps; then as before."""
-        flags = [(parameter, parameter.requires_grad) for _, _, parameter in self._named()]
+        flags = [(parameter, parameter.requires_grad) for _, _, parameter in self._named]
         self._free = True
         try:
             for parameter, _ in flags:
@@ -165,7 +172,7 @@ class LayerwiseSparse:
         self._passes.remove()
         for handle in self._handles:
             handle.remove()
-        for _, _, parameter in self._named():
+        for _, _, parameter in self._named:
             parameter.requires_grad_(True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,18 +222,13 @@ class LayerwiseSparse:
         layers = [[layer, *names] for layer, names in zip(plan.layers, plan.parameters, strict=True)]
         return {"moves": repr(plan.moves), "seed": plan.seed, "layers": layers, **self._settings}
 
-    def _named(self) -> Iterator[tuple[int, str, Tensor]]:
-        """The place of the layer, the name and the parameter."""
-        for place, (names, layer) in enumerate(zip(self.plan.parameters, self._layers, strict=True)):
-            yield from ((place, name, p) for name, p in zip(names, layer, strict=True))
-
     def _check_held(self, optimizers: Sequence[Optimizer]) -> None:
         """Raise if a parameter may move that no optimiser holds."""
         if not optimizers:
             raise UserError("`optimizer`: got none, expected at least one")
         held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
         chances = self.plan.probabilities
-        missing = [name for place, name, p in self._named() if chances[place] and id(p) not in held]
+        missing = [name for place, name, p in self._named if chances[place] and id(p) not in held]
         if missing:
             raise UserError(
                 f"`optimizer`: does not hold '{missing[0]}', which moves at some steps; make it of all that may move "
@@ -235,8 +237,10 @@ class LayerwiseSparse:
 
     def _check_parameters(self) -> None:
         """Once a step: raise if the module has other parameters than those the policy was made for."""
+        if self._roster.same() and not any(p.requires_grad for p in self._others):
+            return
         now = dict(self._network.named_parameters())
-        own = {id(p): name for _, name, p in self._named()}
+        own = {id(p): name for _, name, p in self._named}
         strange = [name for name, p in now.items() if p.requires_grad and id(p) not in own]
         if strange:
             raise UserError(
@@ -249,6 +253,8 @@ class LayerwiseSparse:
                 f"`module`: '{lost[0]}' is another tensor than when the policy was made, or gone; remove() the policy "
                 "and make it anew, after all that changes the module"
             )
+        self._others = [p for p in now.values() if id(p) not in own]
+        self._roster = Roster(self._network.modules())
 
     def _check_outputs(self, outputs: Sequence[Tensor]) -> None:
         """At the end of a pass: raise if nothing of it depends on what moves."""
@@ -264,14 +270,14 @@ class LayerwiseSparse:
         moving = self._places(self.step)
         if any(each is not None for each in (*args[1:], *named.values())):
             self.begin()  # a closure, which calls the module in the step
-        for place, name, p in self._named():
+        for place, name, p in self._named:
             if p.requires_grad != (place in moving):
                 raise UserError(
                     f"`module`: '{name}' {'is frozen' if place in moving else 'requires grad'} at step {self.step}, "
                     f"where it should {'' if place in moving else 'not '}move: requires_grad was changed by something "
                     "else, or the module was not called as a whole since the last step (then call begin() first)"
                 )
-        still = [(name, p) for place, name, p in self._named() if place not in moving]
+        still = [(name, p) for place, name, p in self._named if place not in moving]
         for _, p in still:
             p.grad = None
         self._versions = [(name, p, p._version) for name, p in still]
