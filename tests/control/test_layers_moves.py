@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -48,6 +49,26 @@ def test_layers_move_as_often_as_their_probability_says(moves: control.Moves) ->
     for count, p in zip(counts, chances, strict=True):
         error = math.sqrt(p * (1 - p) * interval / steps)
         assert abs(count / steps - p) <= 5 * error + 1e-12
+
+
+@pytest.mark.parametrize("moves", EVERY, ids=repr)
+def test_shares_are_those_of_the_steps(moves: control.Moves) -> None:
+    """Each set that moves has its share, within five standard errors, and the shares give the probabilities."""
+    steps, interval = 1200, getattr(moves, "interval", 1)
+    shares = moves.shares(LAYERS)
+    assert math.isclose(sum(shares.values()), 1.0) and all(share > 0 for share in shares.values())
+    seen = Counter(moves.moving(LAYERS, 3, step * interval) for step in range(steps))
+    assert seen.keys() <= shares.keys()
+    for found, share in shares.items():
+        assert abs(seen[found] / steps - share) <= 5 * math.sqrt(share * (1 - share) / steps) + 1e-12
+    for place, p in enumerate(moves.probabilities(LAYERS)):
+        assert math.isclose(sum(share for found, share in shares.items() if place in found), p, abs_tol=1e-12)
+
+
+def test_shares_of_many_sets_are_drawn() -> None:
+    layers = [str(place) for place in range(30)]
+    shares = control.RandomLayers(count=5, always=["29"]).shares(layers)
+    assert math.isclose(sum(shares.values()), 1.0) and all(len(each) == 6 and 29 in each for each in shares)
 
 
 @pytest.mark.parametrize("moves", EVERY, ids=repr)

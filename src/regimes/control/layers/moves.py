@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Literal, final, get_args
 
 from regimes.core.check import checked
@@ -15,6 +17,8 @@ from regimes.core.stream import entropy
 __all__ = ["Cut", "CyclicBlocks", "Fixed", "Moves", "RandomLayers", "UniformCut"]
 
 Order = Literal["down", "up", "random"]
+# So many sets of random layers are gone through one by one.
+_MOST = 4096
 
 
 class Moves(ABC):
@@ -34,6 +38,10 @@ class Moves(ABC):
     @abstractmethod
     def moving(self, layers: Sequence[str], seed: int, step: int) -> frozenset[int]:
         """The places of the layers that move at a step, at least one."""
+
+    @abstractmethod
+    def shares(self, layers: Sequence[str]) -> Mapping[frozenset[int], float]:
+        """The sets of layers that move, each with its share of the steps; the shares add up to 1."""
 
 
 @final
@@ -79,6 +87,10 @@ class Fixed(Moves):
             _at_most(name, count, n)
         ends = {*range(n - self.top, n), *range(self.bottom)}
         return frozenset(ends | _places(self.names, "names", layers))
+
+    def shares(self, layers: Sequence[str]) -> Mapping[frozenset[int], float]:
+        """One set."""
+        return {self.moving(layers, 0, 0): 1.0}
 
 
 @final
@@ -144,6 +156,10 @@ class Cut(Moves):
         """Every layer above the depth that is drawn."""
         return _above(self.probabilities(layers), seed, step // self.interval)
 
+    def shares(self, layers: Sequence[str]) -> Mapping[frozenset[int], float]:
+        """For each depth the layers above it."""
+        return _nested(self.probabilities(layers))
+
 
 @final
 @checked
@@ -170,6 +186,10 @@ class UniformCut(Moves):
     def moving(self, layers: Sequence[str], seed: int, step: int) -> frozenset[int]:
         """Every layer above the depth that is drawn."""
         return _above(self.probabilities(layers), seed, step // self.interval)
+
+    def shares(self, layers: Sequence[str]) -> Mapping[frozenset[int], float]:
+        """For each depth the layers above it."""
+        return _nested(self.probabilities(layers))
 
 
 @final
@@ -215,6 +235,17 @@ class RandomLayers(Moves):
         others = [place for place in range(len(layers)) if place not in fixed]
         return frozenset(fixed | {*_shuffled(others, seed, step // self.interval)[: self.count]})
 
+    def shares(self, layers: Sequence[str]) -> Mapping[frozenset[int], float]:
+        """All sets of so many layers; where these are more than 4096, as many draws of them."""
+        self.probabilities(layers)
+        fixed = _places(self.always, "always", layers)
+        others = [place for place in range(len(layers)) if place not in fixed]
+        if math.comb(len(others), self.count) <= _MOST:
+            found = [frozenset(fixed | {*each}) for each in combinations(others, self.count)]
+        else:
+            found = [self.moving(layers, 0, draw * self.interval) for draw in range(_MOST)]
+        return {each: count / len(found) for each, count in Counter(found).items()}
+
 
 @final
 @checked
@@ -253,12 +284,21 @@ class CyclicBlocks(Moves):
         """The block whose turn it is."""
         n = len(layers)
         _at_most("size", self.size, n)
-        # From the top, so that the block with fewer layers is at the bottom.
-        blocks = [range(max(0, end - self.size), end) for end in range(n, 0, -self.size)]
+        blocks = self._blocks(n)
         turn, place = divmod(step // self.interval, len(blocks))
         if self.order == "random":
             place = _shuffled(range(len(blocks)), seed, turn)[place]
         return frozenset(blocks[-1 - place if self.order == "up" else place])
+
+    def shares(self, layers: Sequence[str]) -> Mapping[frozenset[int], float]:
+        """The blocks, each as often as another."""
+        _at_most("size", self.size, len(layers))
+        blocks = self._blocks(len(layers))
+        return {frozenset(block): 1 / len(blocks) for block in blocks}
+
+    def _blocks(self, n: int) -> list[range]:
+        """From the top, so that the block with fewer layers is at the bottom."""
+        return [range(max(0, end - self.size), end) for end in range(n, 0, -self.size)]
 
 
 def _at_least(name: str, value: int, least: int) -> None:
@@ -296,6 +336,16 @@ def _above(probabilities: Sequence[float], seed: int, draw: int) -> frozenset[in
     """The layers with u < p_l, u uniform on the multiples of 2^-53 in [0, 1)."""
     u = (entropy(seed, "cut", draw) >> 203) / 2**53
     return frozenset(place for place, p in enumerate(probabilities) if u < p)
+
+
+def _nested(probabilities: Sequence[float]) -> dict[frozenset[int], float]:
+    """The sets {l: u < p_l}, each with the probability that u gives it."""
+    n, below, found = len(probabilities), 0.0, {}
+    for place, p in enumerate(probabilities):
+        if p > below:
+            found[frozenset(range(place, n))] = p - below
+            below = p
+    return found
 
 
 def _shuffled(places: Sequence[int], seed: int, draw: int) -> list[int]:

@@ -18,7 +18,7 @@ from regimes.core.batch import Inputs, feed, transform
 from regimes.core.error import UserError, nearest
 from regimes.core.tree import trainable
 
-__all__ = ["Depths", "by_depth", "inside", "outputs_of"]
+__all__ = ["Depths", "as_written", "by_depth", "inside", "outputs_of", "undisturbed"]
 
 
 def inside(module: nn.Module) -> nn.Module:
@@ -80,7 +80,7 @@ def by_depth(module: nn.Module, example: Inputs, layers: Sequence[str] | None) -
         )
     _refuse_sharded(module)
     patterns = _known(module, own, layers)
-    with _undisturbed(module):
+    with undisturbed(module), as_written(module), _nonlinear(module):
         for parameter in own.values():
             parameter.requires_grad_(False)
         _refuse_stray_graph(module, example)
@@ -260,20 +260,15 @@ def _refuse_stray_graph(module: nn.Module, example: Inputs) -> None:
 
 
 @contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Leave the buffers, what requires grad, and the generators as they are; run what is compiled as it was written."""
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Leave the buffers, what requires grad, and the generators as they are."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     devices = {p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"}
-    linear = [each for each in module.modules() if isinstance(each, Linearized)]
-    with torch.random.fork_rng(devices=sorted(devices)), _as_written(module):
+    with torch.random.fork_rng(devices=sorted(devices)):
         try:
-            for each in linear:  # J v has the depth of f, but takes up all parameters at the start
-                each.__dict__["forward"] = each.nonlinear
             yield
         finally:
-            for each in linear:
-                del each.__dict__["forward"]
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             with torch.no_grad():
@@ -282,7 +277,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _as_written(module: nn.Module) -> Iterator[None]:
+def as_written(module: nn.Module) -> Iterator[None]:
     """Run without compiling, where something is compiled."""
     parts = module.modules()
     if any("_orig_mod" in each._modules or each._compiled_call_impl is not None for each in parts):
@@ -290,3 +285,16 @@ def _as_written(module: nn.Module) -> Iterator[None]:
             yield
     else:
         yield
+
+
+@contextmanager
+def _nonlinear(module: nn.Module) -> Iterator[None]:
+    """Run f in the place of its linearisation: J v has the depth of f, but takes up all parameters at the start."""
+    linear = [each for each in module.modules() if isinstance(each, Linearized)]
+    try:
+        for each in linear:
+            each.__dict__["forward"] = each.nonlinear
+        yield
+    finally:
+        for each in linear:
+            del each.__dict__["forward"]
