@@ -22,10 +22,12 @@ export MKL_CBWR ?= AUTO
 # Nothing is looked up or downloaded when the type checker runs: it and its node come from the package index.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help venv demo test test-slow check format docs bench clean
+OLDEST := .venv-oldest
+
+.PHONY: help venv demo test test-slow test-oldest check format docs bench clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP)  ## install the library and its tools into .venv
 
@@ -52,6 +54,12 @@ test: $(STAMP)  ## run the tests and the examples in the docstrings (not the slo
 test-slow: $(STAMP)  ## run the slow tests
 	@$(BIN)/python -m pytest -n 2 -q -m slow tests
 
+test-oldest:  ## run the tests with the oldest torch that is promised (it downloads gigabytes)
+	@test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install -qq --disable-pip-version-check \
+		"$$(sed -n 's/.*"\(torch\)>=\([0-9.]*\)".*/\1==\2.0/p' pyproject.toml)" -e ".[dev]"
+	@$(OLDEST)/bin/python -m pytest -n 2 -q -m "not slow"
+
 check: $(STAMP)  ## check style, format, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -70,5 +78,5 @@ bench: $(STAMP)  ## time the library side by side with its peers
 	@$(BIN)/python -m benchmarks
 
 clean:  ## remove the environment, caches and built pages (results stay)
-	rm -rf $(VENV) docs/_build build dist .pytest_cache .ruff_cache .hypothesis .cache
+	rm -rf $(VENV) $(OLDEST) docs/_build build dist .pytest_cache .ruff_cache .hypothesis .cache
 	find src tests benchmarks examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
