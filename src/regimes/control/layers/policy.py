@@ -177,7 +177,7 @@ class LayerwiseSparse:
 
     def state_dict(self) -> dict[str, Any]:
         """What a policy needs to go on, after any step or between two batches of one: numbers, names and lists."""
-        known = [name for _, name, p in self._named() if self._updates.knows(p)]
+        known = [name for _, name, p in self._named if self._updates.knows(p)]
         return {**self._identity(), "step": self.step, "ages": list(self._updates.ages), "known": known}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -203,7 +203,7 @@ class LayerwiseSparse:
                 )
         self.step = int(state_dict["step"])
         self._updates.ages = [int(age) for age in state_dict["ages"]]
-        for _, name, p in self._named():
+        for _, name, p in self._named:
             if name not in state_dict["known"]:
                 self._updates.forget(p)
 
