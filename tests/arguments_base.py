@@ -50,6 +50,7 @@ RECORDS = {
         "measure.KernelForecast",
         "measure.LayerForecast",
     ),
+    *("measure.LayerCosts", "measure.Prediction"),
     *("measure.Row", "measure.StochasticEstimate", "measure.TangentOperator"),
     *("measure.ActiveSet", "measure.Changes", "measure.LayerChange", "measure.Reset", "measure.Unmoved"),
     *("compare.Comparison", "study.Failure", "study.Forecast", "study.Interrupted", "study.Result"),
@@ -218,6 +219,12 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "measure.gap": of(NET, origin=parameters(0.1)),
     "measure.kappa": of(NET, y=signs(), starts=2),
     "measure.kernel_distance": of({"k": kernel, "k0": kernel}),
+    "measure.layer_costs": lambda: {
+        "module": network(),
+        "batches": [(inputs(), signs())],
+        "loss": lambda outputs, targets: (outputs[:, 0] - targets).square().mean(),
+        "rounds": 1,
+    },
     "measure.linearized": of(NET, origin=parameters(0.1)),
     "measure.log_spaced": values(per_decade=4),
     "measure.movement": lambda: {"parameters": parameters(0.1), "origin": parameters()},
@@ -338,6 +345,7 @@ def stars() -> pd.DataFrame:
 # How often something is done: it is done for as long as that takes.
 ENDLESS = {
     ("measure.kappa", "starts"),
+    ("measure.layer_costs", "rounds"),
     ("compare.would_linear_do", "epochs"),
     ("measure.reset_test", "draws"),
 }

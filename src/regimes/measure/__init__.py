@@ -18,6 +18,7 @@ from regimes.measure.kernel import (
     ntk_operator,
     ntk_sketch,
 )
+from regimes.measure.layer_cost import LayerCosts, Prediction, layer_costs
 from regimes.measure.movement import Movement, movement
 from regimes.measure.outputs import Error, Outputs, error_rate
 from regimes.measure.pattern import Pattern, pattern
@@ -39,10 +40,12 @@ __all__ = [
     "KernelDrift",
     "KernelForecast",
     "LayerChange",
+    "LayerCosts",
     "LayerForecast",
     "Movement",
     "Outputs",
     "Pattern",
+    "Prediction",
     "Probe",
     "Reduce",
     "Reset",
@@ -63,6 +66,7 @@ __all__ = [
     "gap",
     "kappa",
     "kernel_distance",
+    "layer_costs",
     "linearized",
     "log_spaced",
     "movement",

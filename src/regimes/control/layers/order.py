@@ -18,7 +18,7 @@ from regimes.core.batch import Inputs, feed, transform
 from regimes.core.error import UserError, nearest
 from regimes.core.tree import trainable
 
-__all__ = ["Depths", "as_written", "by_depth", "inside", "outputs_of", "undisturbed"]
+__all__ = ["Depths", "as_written", "by_depth", "inside", "outputs_of", "undisturbed", "upwards"]
 
 
 def inside(module: nn.Module) -> nn.Module:
@@ -166,7 +166,7 @@ def _depths(ends: Sequence[Any], places: Mapping[int, int]) -> dict[int, tuple[i
     """For each layer the first node where it meets others, and the first where it is used, by their numbers in time."""
     parts: dict[Any, int] = {}  # for each node the layers that it depends on, as bits
     keys: dict[int, tuple[int, int]] = {}
-    for node in _upwards(ends):
+    for node in upwards(ends):
         following = [each for each, _ in node.next_functions if each is not None]
         parts[node] = mixed = _joined(parts[each] for each in following)
         if not following:
@@ -191,7 +191,7 @@ def _joined(parts: Iterator[int]) -> int:
     return found
 
 
-def _upwards(ends: Sequence[Any]) -> list[Any]:
+def upwards(ends: Sequence[Any]) -> list[Any]:
     """The nodes of a graph of autograd, each after all those it depends on."""
     order: list[Any] = []
     seen: set[Any] = set()
