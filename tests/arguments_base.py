@@ -100,6 +100,10 @@ def sparse(module: nn.Module) -> Arguments:
     return {"module": module, "optimizer": optimizer, "moves": control.Cut(0.2), "example": inputs()}
 
 
+def on_top(module: nn.Module) -> control.LayerwiseSparse:
+    return control.LayerwiseSparse(**{**sparse(module), "moves": control.Fixed(top=1)})
+
+
 def study() -> Study:
     return Study(
         "toys", "Toys", [Toy], {"quick": Scale(lambda settings: grid(Toy, width=[1, 2]), "1 s", "two")}
@@ -171,6 +175,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "core.loss.Squared": values(),
     "core.stream.entropy": values(seed=0, names=("mlp", 32)),
     "core.stream.generator": values(seed=0, names=("mlp", 32)),
+    "control.CachedPrefix": lambda: {"policy": on_top(network()), "samples": 9},
     "control.Cut": values(p=0.2),
     "control.CyclicBlocks": values(),
     "control.Fixed": values(top=1),

@@ -192,6 +192,13 @@ RULES = (
     ),
     Rule("words of a column are free, one or several", "study.bisection", "usable", "empty, nonsense, list"),
     Rule("a place where nothing is yet", "*", "out directory", "nonsense, not there"),
+    Rule("a place where nothing is yet", "control.CachedPrefix", "path", "nonsense"),
+    Rule(
+        "that there are so many is seen with the first; a pass that is never reached is one",
+        "control.CachedPrefix",
+        "samples recheck",
+        HUGE,
+    ),
     Rule("a place where nothing is yet", "report.page.build", "store", "nonsense"),
     Rule(
         "a place that is not looked at before it is needed",

@@ -1,6 +1,7 @@
 """What an experimenter may change; each control takes a module, or an optimiser with it."""
 
 from regimes.control.layers import (
+    CachedPrefix,
     Cut,
     CyclicBlocks,
     Fixed,
@@ -22,6 +23,7 @@ __all__ = [
     "MUP",
     "NTK",
     "STANDARD",
+    "CachedPrefix",
     "Cut",
     "CyclicBlocks",
     "Fixed",

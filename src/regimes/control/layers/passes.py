@@ -11,31 +11,32 @@ from torch import Tensor, nn
 from regimes.control.layers.order import Depths, outputs_of
 from regimes.core.error import UserError
 
-__all__ = ["Passes", "refuse_watched"]
+__all__ = ["Hook", "Passes", "refuse_watched"]
 
 
 @final
-class _Hook:
+class Hook:
     """A hook that does nothing in compiled code, in a copy of the module, or in one that was saved."""
 
-    def __init__(self, call: Callable[..., None] | None) -> None:
+    def __init__(self, call: Callable[..., Any] | None) -> None:
         self.call = call
 
-    def __call__(self, *args: Any) -> None:
+    def __call__(self, *args: Any) -> Any:
         if not torch.compiler.is_compiling() and self.call is not None and torch.is_grad_enabled():
-            self.call(*args)
+            return self.call(*args)
+        return None
 
-    def __deepcopy__(self, memo: Any) -> _Hook:
-        return _Hook(None)
+    def __deepcopy__(self, memo: Any) -> Hook:
+        return Hook(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Hook, (None,)
+        return Hook, (None,)
 
 
 def refuse_watched(module: nn.Module) -> None:
     """Raise if a policy watches the module, or a part of it."""
     hooks = (hook for part in module.modules() for hook in part._forward_pre_hooks.values())
-    if any(isinstance(hook, _Hook) and hook.call for hook in hooks):
+    if any(isinstance(hook, Hook) and hook.call for hook in hooks):
         raise UserError(
             "`module`: has a policy already, or a part of it has, that freezes layers; call its remove() first"
         )
@@ -73,11 +74,11 @@ class Passes:
         for owner, layer in owners.items():
             self._order[layer] = min(self._order.get(layer, found.calls[owner]), found.calls[owner])
         self._handles = [
-            outer.register_forward_pre_hook(_Hook(self._pass)),
-            outer.register_forward_hook(_Hook(self._passed), always_call=True),
+            outer.register_forward_pre_hook(Hook(self._pass)),
+            outer.register_forward_hook(Hook(self._passed), always_call=True),
         ]
         for owner, layer in owners.items():
-            hook = _Hook(lambda *_, layer=layer: self._runs(layer))
+            hook = Hook(lambda *_, layer=layer: self._runs(layer))
             self._handles.append(modules[owner].register_forward_pre_hook(hook))
 
     def remove(self) -> None:

@@ -131,6 +131,22 @@ class LayerwiseSparse:
         ]
 
     @property
+    def network(self) -> nn.Module:
+        """The module, without wrappers."""
+        return self._network
+
+    @property
+    def is_free(self) -> bool:
+        """Whether all layers are, for a measurement."""
+        return self._free
+
+    @property
+    def parameters(self) -> list[tuple[Tensor, float]]:
+        """The parameters of the layers, each with the share of the steps at which it moves."""
+        chances = self.plan.probabilities
+        return [(p, chances[place]) for place, _, p in self._named]
+
+    @property
     def moving(self) -> tuple[str, ...]:
         """The layers that move at the next step, from the bottom to the top."""
         return self.plan.names(self.step)
