@@ -1,17 +1,19 @@
 """What it saves to train fewer layers: forward, backward, step, and the activations kept, against full training.
 
-    python benchmarks/sparse.py [--threads N] [--rounds R] [--network NAME ...] [--json]
+    python benchmarks/sparse.py [--threads N] [--seconds S] [--network NAME ...] [--device cuda] [--json]
 
-Each line is a policy. Its cost is the mean over the sets of layers that its plan takes, each with its share of 2000
-steps, each timed in every round beside a step of full training; printed are medians over the rounds, of times and of
-the ratio to full training in the same round. "kept" is the share of the bytes that the forward pass saves for the
-backward pass, by hooks on saved tensors (each storage once, without parameters): the mean over the sets, and the
-largest. "plain freezing" is ``requires_grad_(False)`` on all but the top, without a policy: what it differs by from
-"the top" is the cost of the policy.
+Each line is a loop. In each round every loop takes ten steps one after another, after one that is not timed (the
+others' work has emptied the caches), with each set of layers of its plan among them; each cost is divided by that of
+full training with the same optimiser in the same round. The medians over the steps with one set of layers are averaged
+over the sets, each with its share of 2000 steps of the plan. A layer is a part of the sequence; "the top" are as many
+layers as have a tenth of the backward pass or less, at least one.
 
-The sets of "LISA" are those of its paper (the first and the last layer, and one more), of "BAdam" one layer after
-another; the optimisers, and what they keep, are not compared. A step takes as many samples as another: how much is
-learnt from it is another question (docs/train-fewer-layers.md).
+"kept" is the share of the bytes that the forward pass saves for the backward pass, by hooks on saved tensors (each
+storage once, without parameters): the mean over the sets, and the largest. "of model" is the saving of a whole step as
+a share of that of the model p C(all) + (1 - p) C(top), C(top) being that of "plain freezing", which is
+``requires_grad_(False)`` on all but the top, without a policy. LISA and BAdam are written as they are published
+(benchmarks/_sparse_networks.py) and held against full training with AdamW. A step takes as many samples as another: how
+much is learnt from it is another question (docs/train-fewer-layers.md).
 """
 
 from __future__ import annotations
@@ -20,125 +22,110 @@ import argparse
 import json
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from typing import Any, final
 
 import torch
+from _sparse_networks import NETWORKS, BAdam, Lisa, blocks
 from torch import Tensor, nn
 from torch.nn import functional
 
 from regimes import control
 
-STEPS = 2000
+STEPS, CHUNK = 2000, 10
+PARTS = ("forward", "backward", "step", "total")
+Costs = tuple[float, ...]
 
 
-def mlp() -> tuple[nn.Module, Tensor]:
-    """784-512-512-512-512-10, 128 samples."""
-    sizes = [784, 512, 512, 512, 512]
-    hidden = [each for n, m in pairwise(sizes) for each in (nn.Linear(n, m), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(512, 10)), torch.randn(128, 784)
-
-
-def cnn() -> tuple[nn.Module, Tensor]:
-    """Four convolutions with batch norm and a linear layer, 64 images of 3 x 32 x 32."""
-    channels = [3, 32, 64, 128, 128]
-    blocks = [
-        nn.Sequential(
-            nn.Conv2d(n, m, 3, stride=1 if n == 3 else 2, padding=1, bias=False), nn.BatchNorm2d(m), nn.ReLU()
-        )
-        for n, m in pairwise(channels)
-    ]
-    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)), torch.randn(
-        64, 3, 32, 32
-    )
-
-
-class LastToken(nn.Module):
-    """What is known at the last place, (n, places, d) to (n, d)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, d)."""
-        return x[:, -1]
-
-
-def transformer() -> tuple[nn.Module, Tensor]:
-    """An embedding, four encoder layers of 128 features, a linear layer; 16 texts of 64 tokens."""
-    blocks = [nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True) for _ in range(4)]
-    return nn.Sequential(nn.Embedding(1000, 128), *blocks, LastToken(), nn.Linear(128, 10)), torch.randint(
-        1000, (16, 64)
-    )
-
-
-NETWORKS: Mapping[str, Callable[[], tuple[nn.Module, Tensor]]] = {
-    "mlp": mlp,
-    "cnn": cnn,
-    "transformer": transformer,
-}
-# A layer is a block of the sequence.
-LAYERS = ["?"]
-
-
-def policies(layers: tuple[str, ...]) -> dict[str, control.Moves]:
-    """What is compared, by name."""
-    return {
-        **{f"top, all with p = {p}": control.Cut(p=p, top=1) for p in (0.1, 0.2, 0.45)},
-        "uniform cut": control.UniformCut(),
-        "as LISA: ends and one": control.RandomLayers(count=1, always=(layers[0], layers[-1])),
-        "as BAdam: one by one": control.CyclicBlocks(),
-        "the top": control.Fixed(top=1),
-    }
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of a step by its parts, and the bytes that its forward pass keeps."""
-
-    forward: float
-    backward: float
-    step: float
-    kept: float
-
-    @property
-    def total(self) -> float:
-        """Seconds of the whole step."""
-        return self.forward + self.backward + self.step
-
-
-@dataclass(frozen=True)
+@final
 class Case:
-    """A loop whose step is timed: one set of layers."""
+    """A loop whose steps are timed.
 
-    module: nn.Module
-    x: Tensor
-    y: Tensor
-    optimizer: torch.optim.Optimizer
-    policy: control.LayerwiseSparse | None = None
+    Args:
+        net, pool, batch: what is trained on how many samples of which.
+        optimizer: of a loop of its own, or of a policy.
+        policy: that freezes layers.
+        peer: that does, of others.
+        base: the loop that it is held against.
+        chance: p, where the model of the cost is known.
+    """
 
-    def measure(self, at: int = 0) -> Cost:
-        """One step, as that of this number."""
+    def __init__(
+        self,
+        net: nn.Sequential,
+        pool: tuple[Tensor, Tensor],
+        batch: int,
+        optimizer: torch.optim.Optimizer,
+        policy: control.LayerwiseSparse | None = None,
+        peer: Lisa | BAdam | None = None,
+        base: str = "all layers",
+        chance: float | None = None,
+    ) -> None:
+        self.net, self.pool, self.batch, self.optimizer = net, pool, batch, optimizer
+        self.policy, self.peer, self.base, self.chance = policy, peer, base, chance
+        self.taken = 0
+        self.seen: dict[frozenset[str], list[Costs]] = defaultdict(list)
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """A batch of the pool, in another order each time."""
+        draw = torch.Generator().manual_seed(self.taken)
+        rows = torch.randperm(len(self.pool[0]), generator=draw)[: self.batch].to(self.pool[0].device)
+        return self.pool[0][rows], self.pool[1][rows]
+
+    def moving(self) -> frozenset[str]:
+        """The layers that move at the next step."""
         if self.policy is not None:
-            self.policy.step = at
+            return frozenset(self.policy.moving)
+        return frozenset(name for name, p in self.net.named_parameters() if p.requires_grad)
+
+    def chunk(self) -> list[tuple[frozenset[str], Costs]]:
+        """Ten steps, one after another, in which each set of layers has its share, at least one; the first is left out.
+
+        A peer changes its layers with every second one, and the other half counts.
+        """
+        if self.policy is None:
+            taken = [self.take() for _ in range(CHUNK)]
+            return taken[1::2] if self.peer is not None else taken[1:]
+        plan = self.policy.plan
+        counts = Counter(plan.places(step) for step in range(STEPS))
+        first = {places: step for step in reversed(range(STEPS)) for places in [plan.places(step)]}
+        steps = [first[each] for each, n in counts.items() for _ in range(max(1, round(CHUNK * n / STEPS)))]
+        order = torch.randperm(len(steps), generator=torch.Generator().manual_seed(self.taken)).tolist()
+        taken = []
+        for step in (steps[order[-1]], *(steps[place] for place in order)):
+            self.policy.step = step
+            taken.append(self.take())
+        return taken[1:]
+
+    def take(self) -> tuple[frozenset[str], Costs]:
+        """One step, and its seconds by parts."""
+        if self.peer is not None:
+            self.peer.begin(self.taken)
+            self.optimizer = self.peer.optimizer
+        x, y = self.sample()
+        moving = self.moving()
+        began = _now(x.device)
         self.optimizer.zero_grad()
-        with torch.no_grad():  # whatever ran before, the weights are in the cache now
-            self.module(self.x)
-        began = time.perf_counter()
-        loss = functional.cross_entropy(self.module(self.x), self.y)
-        forward = time.perf_counter()
+        loss = functional.cross_entropy(self.net(x), y)
+        forward = _now(x.device)
         loss.backward()
-        backward = time.perf_counter()
+        backward = _now(x.device)
         self.optimizer.step()
-        ended = time.perf_counter()
-        return Cost(forward - began, backward - forward, ended - backward, 0.0)
+        ended = _now(x.device)
+        self.taken += 1
+        return moving, (forward - began, backward - forward, ended - backward, ended - began)
 
-    def kept(self, at: int = 0) -> int:
-        """Bytes that the forward pass saves."""
-        if self.policy is not None:
-            self.policy.step = at
-        own = {
-            each.untyped_storage().data_ptr() for each in (*self.module.parameters(), *self.module.buffers())
-        }
+    def kept_by(self, moving: frozenset[str]) -> int:
+        """Bytes that the forward pass of a step saves at which these layers move."""
+        assert self.policy is not None
+        plan = self.policy.plan
+        self.policy.step = next(step for step in range(STEPS) if frozenset(plan.names(step)) == moving)
+        return self.kept()
+
+    def kept(self) -> int:
+        """Bytes that the forward pass of the next step saves."""
+        own = {each.untyped_storage().data_ptr() for each in (*self.net.parameters(), *self.net.buffers())}
         held: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -146,89 +133,154 @@ class Case:
                 held[tensor.untyped_storage().data_ptr()] = tensor
             return tensor
 
+        x, y = self.sample()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = functional.cross_entropy(self.module(self.x), self.y)
+            loss = functional.cross_entropy(self.net(x), y)
         assert loss.requires_grad
         return sum(each.untyped_storage().nbytes() for each in held.values())
 
 
-def case(name: str, moves: control.Moves | None, frozen: bool = False) -> Case:
-    """A loop with a policy, without one, or with all but the last layer frozen by hand."""
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def adamw(net: nn.Module) -> torch.optim.Optimizer:
+    """Its rate is of no consequence."""
+    return torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=1e-4)
+
+
+def momentum(net: nn.Module) -> torch.optim.Optimizer:
+    """SGD with two reads and a write of each weight."""
+    return torch.optim.SGD((p for p in net.parameters() if p.requires_grad), lr=1e-4, momentum=0.9)
+
+
+def case(
+    name: str,
+    device: str,
+    moves: control.Moves | None = None,
+    make: Callable[[nn.Module], torch.optim.Optimizer] = momentum,
+    frozen: int | None = None,
+    cached: bool = False,
+    **more: Any,
+) -> Case:
+    """A loop with a policy, without one, or with all but the top frozen by hand."""
     torch.manual_seed(0)
-    module, x = NETWORKS[name]()
-    assert isinstance(module, nn.Sequential)
-    if frozen:
-        module[:-1].requires_grad_(False)
-    optimizer = torch.optim.SGD((p for p in module.parameters() if p.requires_grad), lr=1e-3, momentum=0.9)
+    net, inputs, batch = NETWORKS[name][0]()
+    x, y = inputs(4 * batch).to(device), torch.randint(10, (4 * batch,), device=device)
+    net.to(device)
+    layers = blocks(net)
+    if frozen is not None:
+        for each in layers[:-frozen]:
+            net.get_submodule(each).requires_grad_(False)
+    optimizer = make(net)
     policy = None
     if moves is not None:
-        policy = control.LayerwiseSparse(module, optimizer, moves, example=x[:2], layers=LAYERS)
-    return Case(module, x, torch.randint(10, (len(x),)), optimizer, policy)
+        policy = control.LayerwiseSparse(net, optimizer, moves, example=x[:2], layers=layers)
+        if cached:
+            control.CachedPrefix(policy, samples=len(x))
+            for rows in torch.arange(len(x), device=device).split(batch):
+                net(x[rows])
+    return Case(net, (x, y), batch, optimizer, policy, **more)
 
 
-def sets(one: Case) -> list[tuple[int, float]]:
-    """For each set of layers that moves a step at which it does, and its share of all steps."""
-    if one.policy is None:
-        return [(0, 1.0)]
-    found = [one.policy.plan.places(step) for step in range(STEPS)]
-    return [(found.index(each), count / STEPS) for each, count in Counter(found).items()]
-
-
-def mean(costs: list[tuple[float, Cost]]) -> Cost:
-    """The mean over the sets, by their shares."""
-    parts = [asdict(cost) for _, cost in costs]
-    shares = [share for share, _ in costs]
-    return Cost(
-        **{key: sum(s * part[key] for s, part in zip(shares, parts, strict=True)) for key in parts[0]}
-    )
-
-
-def run(name: str, rounds: int) -> list[dict[str, float | str]]:
-    """A line for each policy."""
-    full = case(name, None)
-    module, x = NETWORKS[name]()
-    layers = control.layer_plan(module, control.UniformCut(), example=x[:2], layers=LAYERS).layers
-    cases = {key: case(name, moves) for key, moves in policies(layers).items()}
-    cases["plain freezing"] = case(name, None, frozen=True)
-    whole = full.kept()
-    times: dict[str, list[tuple[Cost, Cost]]] = {key: [] for key in cases}
-    for turn in range(rounds + 1):
-        for key, one in cases.items():
-            pair = full.measure(), mean([(share, one.measure(at)) for at, share in sets(one)])
-            if turn:  # the first round warms up
-                times[key].append(pair)
-    lines = []
-    for key, one in cases.items():
-        kept = [(share, one.kept(at)) for at, share in sets(one)]
-        ratios = {
-            part: statistics.median(getattr(a, part) / getattr(b, part) for a, b in times[key])
-            for part in ("forward", "backward", "step", "total")
-        }
-        lines.append(
-            {
-                "network": name,
-                "policy": key,
-                **{part: 1e3 * statistics.median(getattr(b, part) for _, b in times[key]) for part in ratios},
-                **{f"{part}_ratio": ratio for part, ratio in ratios.items()},
-                "kept_mean": sum(share * size for share, size in kept) / whole,
-                "kept_most": max(size for _, size in kept) / whole,
-            }
-        )
-    base = {
-        part: 1e3 * statistics.median(getattr(a, part) for pairs in times.values() for a, _ in pairs)
-        for part in ("forward", "backward", "step", "total")
+def cases(name: str, device: str) -> dict[str, Case]:
+    """What is compared, by name."""
+    top = NETWORKS[name][1]
+    fixed = control.Fixed(top=top)
+    chances = {
+        f"top, all with p = {p}": case(name, device, control.Cut(p=p, top=top), chance=p)
+        for p in (0.1, 0.2, 0.45)
     }
-    return [{"network": name, "policy": "all layers", **base, "kept_bytes": whole}, *lines]
+    found = {
+        "all layers": case(name, device),
+        **chances,
+        "uniform cut": case(name, device, control.UniformCut()),
+        "the top": case(name, device, fixed, chance=0.0),
+        "plain freezing": case(name, device, frozen=top),
+        "the top, cached prefix": case(name, device, fixed, cached=True),
+        "all layers, AdamW": case(name, device, make=adamw, base="all layers, AdamW"),
+        "p = 0.1, AdamW": case(
+            name, device, control.Cut(p=0.1, top=top), make=adamw, base="all layers, AdamW"
+        ),
+    }
+    for key, kind in (("LISA", Lisa), ("BAdam", BAdam)):
+        one = case(name, device, base="all layers, AdamW")
+        one.peer = kind(one.net, 2)
+        found[key] = one
+    return found
 
 
-def show(line: Mapping[str, float | str]) -> str:
-    """One line of the table: milliseconds, then how many times faster, then the share of the bytes that are kept."""
-    parts = ("forward", "backward", "step", "total")
-    times = "".join(f"{line[part]:9.2f}" for part in parts)
-    if "kept_bytes" in line:
-        return f"{line['policy']:24s}{times}{'':34s}{float(line['kept_bytes']) / 2**20:8.1f} MiB"
-    ratios = "".join(f"{line[f'{part}_ratio']:8.2f}" for part in parts)
-    return f"{line['policy']:24s}{times}  {ratios}{line['kept_mean']:8.2f}{line['kept_most']:8.2f}"
+def run(name: str, device: str, seconds: float) -> list[dict[str, Any]]:
+    """A line for each loop."""
+    loops = cases(name, device)
+    bases: dict[str, list[Costs]] = defaultdict(list)
+    kept: dict[str, dict[frozenset[str], int]] = defaultdict(dict)
+    for one in loops.values():  # so far that each has met what it meets in its first steps
+        for _ in range(2):
+            one.take()
+        one.taken = 0
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < 2 or time.perf_counter() < end:
+        taken = {key: one.chunk() for key, one in loops.items()}
+        for key, one in loops.items():
+            if one.policy is None:
+                kept[key].setdefault(one.moving(), one.kept())
+            base = _middle([cost for _, cost in taken[one.base]])
+            if one.base == key:
+                bases[key].append(base)
+            for moving, cost in taken[key]:
+                one.seen[moving].append(tuple(a / b for a, b in zip(cost, base, strict=True)))
+        rounds += 1
+    whole = {key: _middle(costs) for key, costs in bases.items()}
+    found = {key: _line(one, whole[one.base]) for key, one in loops.items()}
+    full, least = found["all layers"]["total"], found["plain freezing"]["total"]
+    size = max(kept["all layers"].values())
+    for key, one in loops.items():
+        if one.policy is not None:
+            kept[key] |= {moving: one.kept_by(moving) for moving in one.seen}
+        if one.chance is not None:
+            model = one.chance * full + (1 - one.chance) * least
+            found[key]["of_model"] = (full - found[key]["total"]) / (full - model)
+        sizes = [(share, kept[key][moving] / size) for moving, share in shares(one) if moving in kept[key]]
+        weight = sum(share for share, _ in sizes)
+        found[key] |= {
+            "kept_mean": sum(share * each for share, each in sizes) / weight,
+            "kept_most": max(each for _, each in sizes),
+        }
+    head = {"network": name, "rounds": rounds, "kept_bytes": size}
+    return [{**head, "loop": key, **line} for key, line in found.items()]
+
+
+def _middle(costs: list[Costs]) -> Costs:
+    return tuple(map(statistics.median, zip(*costs, strict=True)))
+
+
+def shares(one: Case) -> list[tuple[frozenset[str], float]]:
+    """The sets of layers that were seen to move, each with its share of the steps."""
+    if one.policy is None:
+        return [(moving, 1 / len(one.seen)) for moving in one.seen]
+    plan = one.policy.plan
+    counts = Counter(frozenset(plan.names(step)) for step in range(STEPS))
+    seen = {moving: counts[moving] for moving in one.seen}
+    return [(moving, count / sum(seen.values())) for moving, count in seen.items()]
+
+
+def _line(one: Case, whole: Costs) -> dict[str, float]:
+    """Milliseconds of a step by parts, and how many times faster each is than that of full training."""
+    costs = {moving: _middle(found) for moving, found in one.seen.items()}
+    mean = [sum(share * costs[moving][part] for moving, share in shares(one)) for part in range(len(PARTS))]
+    times = {part: 1e3 * value * base for part, value, base in zip(PARTS, mean, whole, strict=True)}
+    return times | {f"{part}_ratio": 1 / value for part, value in zip(PARTS, mean, strict=True)}
+
+
+def show(line: Mapping[str, Any]) -> str:
+    """Milliseconds, then how many times faster, then the saving as a share of the model's, then the bytes kept."""
+    times = "".join(f"{line[part]:9.2f}" for part in PARTS)
+    ratios = "".join(f"{line[f'{part}_ratio']:8.2f}" for part in PARTS)
+    model = f"{100 * line['of_model']:8.0f} %" if "of_model" in line else f"{'':10s}"
+    return f"{line['loop']:24s}{times}  {ratios}{model}{line['kept_mean']:9.2f}{line['kept_most']:8.2f}"
 
 
 def main() -> None:
@@ -237,19 +289,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each network, after its start")
     parser.add_argument("--network", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     for name in chosen.network:
-        lines = run(name, chosen.rounds)
+        lines = run(name, chosen.device, chosen.seconds)
         print(
-            f"{name}: {NETWORKS[name].__doc__} Threads: {chosen.threads}; medians of {chosen.rounds} rounds."
+            f"{name}: {NETWORKS[name][0].__doc__} {chosen.device}, {chosen.threads} threads; "
+            f"{lines[0]['rounds']} rounds; top: {NETWORKS[name][1]} of its layers; "
+            f"{lines[0]['kept_bytes'] / 2**20:.1f} MiB kept by all."
         )
         print(
             f"{'':24s}{'ms: forward, backward, step, all':>36s}  "
-            f"{'times faster, the same':>32s}{'kept: mean, most':>18s}"
+            f"{'times faster, the same':>32s}{'of model':>10s}{'kept: mean, most':>17s}"
         )
         print("\n".join(show(line) for line in lines), flush=True)
         if chosen.json:

@@ -11,8 +11,9 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from regimes.control.layers.contents import row_keys
 from regimes.control.layers.detour import Recorded, agree, merge, other_samples, perturbed, record
-from regimes.control.layers.fingerprint import Computed, row_keys
+from regimes.control.layers.fingerprint import Computed
 from regimes.control.layers.order import outputs_of, undisturbed
 from regimes.control.layers.passes import Hook
 from regimes.control.layers.policy import LayerwiseSparse

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
 
+from regimes.control.layers.contents import Contents
 from regimes.control.layers.roster import Roster
-from regimes.core.stream import generator
 
-__all__ = ["Computed", "row_keys"]
+__all__ = ["Computed"]
 
-_WORDS = 1021  # a prime, so that rows of a weight that change places do not go unseen
 _LEFT = {"_parameters", "_buffers", "_modules", "_compiled_call_impl", "_is_full_backward_hook"}
 _WHOLE = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, Tensor, nn.Module, type)
 _GLOBAL = ("_global_forward_hooks", "_global_forward_pre_hooks")
@@ -46,7 +44,7 @@ class Computed:
             for key, each in part.items()
             if isinstance(each, Tensor) and id(each) not in left
         }
-        self.tensors = [*tensors.values()]
+        self._tensors = [*tensors.values()]
         self._held: list[Any] = []
         self._known = dict(self._parts(self._held))
         self._known_rest = [*self._rest()]
@@ -58,18 +56,18 @@ class Computed:
             (value, _plain(value, {}, self._held))
             for each in self._owns
             for key, value in each.items()
-            if key not in _LEFT and not isinstance(value, _WHOLE) and value != {}
+            if key not in _LEFT and not _whole(value)
         ]
         self._empty = [
             value for each in self._owns for value in each.values() if isinstance(value, dict) and not value
         ]
-        self._content = _contents([each for _, each in self.tensors])
+        self._contents = Contents(dict(self._tensors))
 
     def changed(self) -> str | None:
         """What is not as it was, None if all is."""
         if not self._roster.same():
             return "a parameter, a buffer or a module in it is another object"
-        if _contents([each for _, each in self.tensors]) != self._content:
+        if not self._contents.same():
             return "values of parameters or buffers"
         seen: dict[int, Any] = {}
         if (
@@ -104,7 +102,14 @@ class Computed:
         yield [tuple(vars(hooks_of_all)[each]) for each in _GLOBAL]
         yield [_autocast(kind) for kind in ("cpu", "cuda")]
         yield torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        yield [(each.dtype, each.shape, each.device) for _, each in self.tensors]
+        yield [(each.dtype, each.shape, each.device) for _, each in self._tensors]
+
+
+def _whole(value: Any) -> bool:
+    """Whether a value is another object when it is another value, or is looked at elsewhere."""
+    if isinstance(value, tuple):
+        return all(map(_whole, value))
+    return isinstance(value, _WHOLE) or value == {}
 
 
 def _autocast(device: str) -> tuple[bool, torch.dtype]:
@@ -128,67 +133,3 @@ def _plain(value: Any, seen: dict[int, Any], hold: list[Any], depth: int = 4) ->
             inner = {key: _plain(each, seen, hold, depth - 1) for key, each in vars(value).items()}
             seen[id(value)] = (id(value), inner)
     return seen[id(value)]
-
-
-@torch.no_grad()
-def _contents(tensors: Sequence[Tensor]) -> list[int]:
-    """A number of 64 bits for each tensor, and one for all that are small, by the bits of their entries."""
-    small: dict[torch.device, list[Tensor]] = {}
-    found: dict[torch.device, list[Tensor]] = {}
-    for each in tensors:
-        flat = _bytes(each.detach())
-        if flat.numel() < 2**15:
-            small.setdefault(each.device, []).append(flat)
-        else:
-            found.setdefault(each.device, []).append(_columns(flat))
-    for device, parts in small.items():
-        found.setdefault(device, []).append(_columns(torch.cat(parts)))
-    sums = [(torch.stack(each) * _weights(_WORDS, device)).sum(1) for device, each in found.items()]
-    return [number for each in sums for number in each.tolist()]
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor (b,)."""
-    flat = tensor.contiguous().reshape(-1)
-    return flat.view(torch.uint8) if flat.numel() else flat.new_empty(0, dtype=torch.uint8)
-
-
-def _columns(flat: Tensor) -> Tensor:
-    """(1021,) words from bytes (b,): sums over the columns of a table."""
-    if flat.numel() % 8 or flat.storage_offset() % 8:
-        flat = nn.functional.pad(flat, (0, -flat.numel() % 8 + 8))
-    words = flat.view(torch.int64)
-    rows = words.numel() // _WORDS
-    found = words[: rows * _WORDS].view(rows, _WORDS).sum(0)
-    rest = words[rows * _WORDS :]
-    found[: rest.numel()] += rest
-    return found
-
-
-def row_keys(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """128 bits for each sample (n), by the bits of its entries in all of these tensors (n, ...).
-
-    Two sums over words x of 64 bits, of w (x xor x / 2^32) modulo 2^64 with odd random w. Two given samples that differ
-    have equal keys with probability 2^-66 at most.
-    """
-    total: Tensor | None = None
-    for place, each in enumerate(tensors):
-        n = each.shape[0]
-        flat = _bytes(each.detach()).view(n, -1)
-        if flat.shape[1] % 8:
-            flat = nn.functional.pad(flat, (0, 8 - flat.shape[1] % 8))
-        if flat.storage_offset() % 8:
-            flat = flat.clone()
-        words = flat.view(torch.int64)
-        mixed = (words >> 32).bitwise_xor_(words)
-        weights = _weights(2 * words.shape[1], each.device, place)
-        sums = torch.stack([(mixed * part).sum(1) for part in weights.view(2, -1)], 1)
-        total = sums if total is None else total + sums.to(total.device)
-    return [] if total is None else [(a, b) for a, b in total.tolist()]
-
-
-@functools.cache
-def _weights(count: int, device: torch.device, stream: int = -1) -> Tensor:
-    """Odd random numbers of 64 bits."""
-    drawn = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator(0, "fingerprint", stream, count))
-    return (drawn | 1).to(device)

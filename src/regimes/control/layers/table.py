@@ -58,8 +58,11 @@ class SampleTable:
 
     def missing(self, keys: Sequence[tuple[int, int]]) -> list[int]:
         """Which of these samples have no row, each once."""
-        seen = {key: place for place, key in reversed([*enumerate(keys)]) if key not in self._rows}
-        return sorted(seen.values())
+        seen: dict[tuple[int, int], int] = {}
+        for place, key in enumerate(keys):
+            if key not in self._rows:
+                seen.setdefault(key, place)
+        return [*seen.values()]
 
     def keep(self, keys: Sequence[tuple[int, int]], places: Sequence[int], values: Sequence[Tensor]) -> None:
         """Give rows to those of the samples that are at these places.
