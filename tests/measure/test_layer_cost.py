@@ -169,6 +169,11 @@ def test_it_leaves_everything_as_it_was(kind: Callable[..., torch.optim.Optimize
         assert grad is None or torch.equal(p.grad, grad)  # pyright: ignore[reportArgumentType]
 
 
+def test_of_data_that_a_batch_is_a_part_of_the_batch_counts() -> None:
+    module, x = models.mlp(3, 5, 2, seed=1), torch.cat([X, X, X])
+    assert counted(module, [(x[:12], None)]).kept == counted(module, [(x[:12].clone(), None)]).kept
+
+
 def test_squared_norms_are_means_over_batches() -> None:
     module = models.mlp(3, 5, 2, seed=1)
     batches = [(X[:6], None), (X[6:], None), (X[3:9], None)]

@@ -66,7 +66,8 @@ def kept_by_layers(
 
     An activation is kept if something needs it: the gradient of a weight that moves, or a gradient on its way down to
     one. So what some layers keep is the union of what each of them keeps alone: one pass for each layer. Counted are
-    storages, each once, seen by hooks on saved tensors; those of parameters and buffers are there in any case.
+    storages, each once, seen by hooks on saved tensors, and of inputs and targets their own bytes; parameters and
+    buffers are there in any case.
 
     Args:
         module: whose parameters and buffers do not count.
@@ -108,9 +109,12 @@ def _kept(module: nn.Module, own: set[int], run: Callable[[], Tensor]) -> dict[t
             loss = run()
     finally:
         born.remove()
-    found = {name: tensor.untyped_storage().nbytes() for name, tensor in held.items()}
     del loss
-    return found
+    # A batch may be a part of all data, which are not kept for its sake.
+    return {
+        name: tensor.nbytes if name[0] == "given" else tensor.untyped_storage().nbytes()
+        for name, tensor in held.items()
+    }
 
 
 def address(tensor: Tensor) -> int:
