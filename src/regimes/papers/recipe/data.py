@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, Field
@@ -75,10 +75,7 @@ class ClassImages(BaseModel):
         n: training points.
         n_test: test points.
         dtype: of everything; an output scale above 1000 needs float64.
-        flat: whether the images are vectors.
     """
-
-    flat: ClassVar[bool] = False
 
     dataset: str = "digits"
     n: Annotated[int, Field(ge=2)] = 1000
@@ -86,17 +83,27 @@ class ClassImages(BaseModel):
     dtype: Literal["float32", "float64"] = "float32"
 
     def points(self, directory: Path | None) -> Dataset:
-        """The images, channels last: convolutions and pools take two thirds of the time. Or vectors."""
-        return _classes(self.dataset, self.n, self.n_test, self.dtype, self.flat, directory)
+        """The images."""
+        return self.laid_out(directory, flat=False)
+
+    def laid_out(self, directory: Path | None, size: int | None = None, flat: bool = True) -> Dataset:
+        """The points as vectors or, not ``flat``, as images of side ``size``.
+
+        Images are channels last: convolutions and pools take two thirds of the time.
+        """
+        return _classes(self.dataset, self.n, self.n_test, self.dtype, size, flat, directory)
 
 
 @lru_cache(maxsize=2)
-def _classes(name: str, n: int, n_test: int, dtype: str, flat: bool, directory: Path | None) -> Dataset:
+def _classes(
+    name: str, n: int, n_test: int, dtype: str, size: int | None, flat: bool, directory: Path | None
+) -> Dataset:
     found = data.load(
         name,
         task="classes",
         train=n,
         test=n_test,
+        size=size,
         flat=flat,
         dtype=getattr(torch, dtype),
         directory=directory,

@@ -14,9 +14,9 @@ from regimes.core.tree import is_finite
 from regimes.measure.probe import numbers
 from regimes.papers.recipe.probes import Accuracy
 from regimes.papers.recipe.recipe import Scene
-from regimes.papers.rich_regime.runs.network import ImageMlp
+from regimes.papers.rich_regime.runs.network import ImageCnn, ImageMlp, Images
 
-__all__ = ["ABOVE", "ActivityRun"]
+__all__ = ["ABOVE", "SHARE", "ActivityRun", "ConvActivityRun"]
 
 SHARE = 0.01
 """q: the share of all parameters that is called active."""
@@ -97,7 +97,7 @@ class ResetError(measure.Snapshot):
         }
 
 
-class ActivityRun(ImageMlp):
+class Movement(Images):
     """A network whose parameters are looked at when it is trained: which have moved, and what resetting them costs."""
 
     @property
@@ -115,3 +115,11 @@ class ActivityRun(ImageMlp):
             Distribution(),
             ResetError(scene),
         ]
+
+
+class ActivityRun(Movement, ImageMlp):
+    """The first experiment on a fully connected network."""
+
+
+class ConvActivityRun(Movement, ImageCnn):
+    """The first experiment on a convolutional network."""
