@@ -73,6 +73,7 @@ class Study:
     figures: tuple[Any, ...]
     protocol: tuple[Amendment, ...] = ()
     methods: tuple[tuple[str, str], ...] = ()
+    tables: tuple[Any, ...] = ()
 
 
 def slope(frame: pd.DataFrame) -> Estimate:

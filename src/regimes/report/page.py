@@ -16,6 +16,7 @@ from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.report.claim import OUTSIDE, VERDICTS, Claims, dumps, said, verdicts
 from regimes.report.decide import with_ways
+from regimes.report.laid_out import Table, lay_out_all
 from regimes.report.power import ENOUGH
 from regimes.report.provenance import counts, facts, load
 from regimes.report.shown import Shown, draw, draw_all
@@ -50,6 +51,8 @@ class Described(Protocol):
     def methods(self) -> Sequence[tuple[str, str]]: ...
     @property
     def figures(self) -> Sequence[Any] | Callable[[pd.DataFrame], Sequence[Any]]: ...
+    @property
+    def tables(self) -> Sequence[Any] | Callable[[pd.DataFrame], Sequence[Any]]: ...
 
 
 @checked
@@ -61,16 +64,16 @@ def build(
 ) -> list[dict[str, Any]]:
     """Judge the claims, draw the figures and write the page of a study from the rows of its store.
 
-    Writes ``claims.json``, ``figures/NAME.svg`` and ``.png``, and ``report.html``, each whole or not at all.
-    A figure that cannot be drawn from the rows there are is a note on the page, and its former files are
-    removed. An exception in the study's code is a note and a warning, and its traceback is kept in ``failures.txt``;
-    the rest is built.
+    Writes ``claims.json``, ``figures/NAME.svg`` and ``.png``, ``tables/NAME.csv`` and ``report.html``, each whole or
+    not at all. A figure or a table that cannot be made from the rows there are is a note on the page, and its former
+    files are removed. An exception in the study's code is a note and a warning, and its traceback is kept in
+    ``failures.txt``; the rest is built.
 
     Arguments:
         store: the folder ``OUT`` with ``rows/*.parquet`` and ``study.json``, which may be missing; or the store there.
         study: has ``name``, ``title``, ``paper``, ``runs`` (the Run classes, by which the store knows its rows),
-            ``claims`` (of :class:`regimes.report.claim.Claim`) and ``figures``, tuples
-            ``(name, title, function, caption)`` with ``function(rows) -> Figure``; either may be a function of the
+            ``claims`` (of :class:`regimes.report.claim.Claim`), ``figures`` and ``tables``, tuples ``(name, title,
+            function, caption)`` with ``function(rows)`` a Figure or a data frame; each may be a function of the
             rows. ``protocol`` is the log of changes, ``methods`` what the page says of the study's own statistics.
         frame: the rows, if they are at hand.
         write: called as ``write(path, bytes)`` for each file, instead of writing it.
@@ -102,6 +105,7 @@ def build(
         notes.append(str(error))
         faults += [error] if isinstance(error, StudyFault) else []
     shown = draw_all(study.figures, frame, faults.append)
+    tables = lay_out_all(study.tables, frame, faults.append)
     _put_faults(out, put, faults)
     put(out / "claims.json", dumps(found).encode(errors="backslashreplace"))
     for one in shown:
@@ -110,9 +114,14 @@ def build(
                 put(out / "figures" / f"{one.name}.{kind}", content)
             elif one.name:
                 kept.remove(f"figures/{one.name}.{kind}")
+    for one in tables:
+        if not one.note:
+            put(out / "tables" / f"{one.name}.csv", one.csv)
+        elif one.name:
+            kept.remove(f"tables/{one.name}.csv")
     record, broken = load(out / "study.json")
     notes += [f"{name} could not be read and was left out" for name in broken]
-    text = render(study, found, shown, frame, record, notes)
+    text = render(study, found, shown, frame, record, notes, tables)
     put(out / "report.html", text.encode(errors="backslashreplace"))
     if mistake is not None:
         raise mistake
@@ -139,6 +148,7 @@ def render(
     frame: pd.DataFrame,
     record: Mapping[str, Any],
     notes: Sequence[str] = (),
+    tables: Sequence[Table] = (),
 ) -> str:
     """The page as text: no script, no address outside itself.
 
@@ -149,6 +159,7 @@ def render(
         frame: the rows, for the counts.
         record: what the study wrote about itself; see :func:`regimes.report.provenance.facts`.
         notes: what the reader must know about the rows.
+        tables: the tables.
     """
     return template().render(
         study={"name": study.name, "title": study.title, "paper": study.paper},
@@ -158,6 +169,7 @@ def render(
         enough=ENOUGH,
         headline=headline(found),
         figures=shown,
+        tables=tables,
         counts=counts(frame),
         facts=facts(record),
         notes=notes,

@@ -109,6 +109,7 @@ class Study:
         options: name -> Option.
         claims: what the result must show; read by the report, not here.
         figures: what is drawn; read by the report, not here.
+        tables: what is shown as a table; read by the report, not here.
         protocol: what was changed after a look at results, the oldest first.
         methods: what a reader must know of its own statistics: pairs of a word and a sentence.
         source: the file it was loaded from, if it was.
@@ -125,6 +126,7 @@ class Study:
     options: Mapping[str, Option] = field(default_factory=dict)
     claims: Any = ()
     figures: Any = ()
+    tables: Any = ()
     protocol: Sequence[Amendment] = ()
     methods: Sequence[tuple[str, str]] = ()
     source: Path | None = None

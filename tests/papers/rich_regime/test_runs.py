@@ -13,7 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from regimes import control, data, measure, models
 from regimes.core.error import UserError
-from regimes.papers.rich_regime.runs import ABOVE, ActivityRun, SparseRun, backward_products
+from regimes.papers.rich_regime.runs import (
+    ABOVE,
+    ActivityRun,
+    ConvActivityRun,
+    ConvSparseRun,
+    SparseRun,
+    backward_products,
+    forward_products,
+)
+from regimes.papers.rich_regime.runs.network import ImageMlp, Images
 from regimes.study import Run
 from regimes.train.descent import order
 
@@ -29,8 +38,16 @@ ACTIVITY = ActivityRun(**COMMON, lr=0.1, momentum=0.5, seed=3)
 POLICIES = ("all", "top", "ends", "sampled")
 
 
+CONV_ACTIVITY = ConvActivityRun(**{**COMMON, "width": 8}, lr=0.1, momentum=0.5, seed=3)
+
+
 def sparse(policy: str, **given: Any) -> SparseRun:
     return SparseRun(policy=policy, p=0.4, **{**COMMON, "lr": 0.1, "momentum": 0.5, "seed": 3, **given})  # pyright: ignore[reportArgumentType]
+
+
+def conv(policy: str, **given: Any) -> ConvSparseRun:
+    fields = {**COMMON, "width": 8, "lr": 0.1, "momentum": 0.5, "seed": 3, **given}
+    return ConvSparseRun(policy=policy, p=0.4, **fields)  # pyright: ignore[reportArgumentType]
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
@@ -48,11 +65,16 @@ class Loop:
         losses: of the batch of each step.
     """
 
-    def __init__(self, run: ActivityRun | SparseRun) -> None:
-        self.data = data.load("digits", train=run.n, test=run.n_test, flat=True)
-        sizes = (64, run.width, run.depth, 10)
-        law = control.law(run.law)
-        self.net = models.mlp(*sizes, law=law, activation="relu", seed=run.seed, dtype=torch.float64)
+    def __init__(self, run: Images) -> None:
+        flat = isinstance(run, ImageMlp)
+        self.data = data.load("digits", train=run.n, test=run.n_test, flat=flat)
+        start: dict[str, Any] = {
+            "law": control.law(run.law), "activation": "relu", "seed": run.seed, "dtype": torch.float64
+        }  # fmt: skip
+        if isinstance(run, ImageMlp):
+            self.net = models.mlp(64, run.width, run.depth, 10, **start)
+        else:
+            self.net = models.cnn(1, run.width, 10, kernel=3, padding=1, **start)
         self.start = {name: p.detach().clone() for name, p in self.net.named_parameters()}
         self.products, self.accuracy, self.losses = 0, [], []
         rates = control.rates(self.net)
@@ -84,14 +106,22 @@ class Loop:
         return 1 - float(wrong.double().mean())
 
     @property
+    def moved(self) -> list[float]:
+        """The share of each parameter in the squared movement."""
+        far = [
+            float((p.detach() - self.start[name]).square().sum()) for name, p in self.net.named_parameters()
+        ]
+        return [each / sum(far) for each in far]
+
+    @property
     def end(self) -> float:
         """The loss of the training set at the end."""
         with torch.no_grad():
             return float(nn.functional.cross_entropy(self.net(self.data.train.x), self.data.train.y))
 
 
-def _moving(run: ActivityRun | SparseRun, layers: int, step: int) -> set[int]:
-    if isinstance(run, ActivityRun) or run.policy == "all":
+def _moving(run: Images, layers: int, step: int) -> set[int]:
+    if not isinstance(run, SparseRun | ConvSparseRun) or run.policy == "all":
         return set(range(layers))
     if run.policy == "ends":
         return {0, layers - 1}
@@ -112,6 +142,26 @@ def test_a_policy_trains_and_costs_as_a_plain_loop_does(policy: str, depth: int)
     )
     assert rows[-1]["products"] == loop.products
     assert rows[-1]["speedup"] == rows[-1]["full_products"] / rows[-1]["products"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_of_a_convolutional_network_trains_and_costs_as_a_plain_loop_does(policy: str) -> None:
+    run = conv(policy)
+    rows, loop = rows_of(run), Loop(run)
+    assert [row["test_accuracy"] for row in rows] == [loop.accuracy[row["step"] - 1] for row in rows]
+    assert rows[-1]["loss_end"] == pytest.approx(loop.end, rel=1e-9)
+    assert rows[-1]["products"] == loop.products
+    assert rows[-1]["layer_moved"] == pytest.approx(loop.moved, rel=1e-9)
+
+
+def test_forward_products_are_those_torch_counts() -> None:
+    """Half the floating-point operations of a pass, strides and odd sides included; the same for all policies."""
+    net = models.cnn(2, 3, 10, kernel=3, seed=1)
+    x = torch.ones(1, 2, 11, 9, dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        net(x)
+    assert sum(forward_products(net, x, ["0", "2", "4", "6", "9"])) == counter.get_total_flops() // 2
+    assert len({rows_of(conv(policy))[-1]["forward_products"] for policy in POLICIES}) == 1
 
 
 def test_all_policies_end_at_the_same_step_with_the_same_whole() -> None:
@@ -147,10 +197,11 @@ def test_backward_products_of_sets_that_are_none() -> None:
             backward_products([4, 2, 1], moving)
 
 
+@pytest.mark.parametrize("looked", [ACTIVITY, CONV_ACTIVITY], ids=["mlp", "cnn"])
 @pytest.mark.parametrize("law", ["standard", "mup"])
-def test_the_activity_of_a_plain_loop(law: str) -> None:
+def test_the_activity_of_a_plain_loop(law: str, looked: Images) -> None:
     """Layers, the most active, and the distribution of changes, from the weights that a plain loop ends at."""
-    run = ACTIVITY.model_copy(update={"law": law})
+    run = looked.model_copy(update={"law": law})
     (row,), loop = rows_of(run), Loop(run)
     changes = {name: (p.detach() - loop.start[name]).abs() for name, p in loop.net.named_parameters()}
     relative = {name: each / loop.start[name].square().mean().sqrt() for name, each in changes.items()}
@@ -161,7 +212,7 @@ def test_the_activity_of_a_plain_loop(law: str) -> None:
     assert row["median_change"] == pytest.approx(float(flat.median()), rel=1e-9)
     sizes = [each.numel() for each in changes.values()]
     inside = [int(part.sum()) for part in _mask(len(flat), top).split(sizes)]
-    enriched = [inside[k] / count / (sizes[k] / len(flat)) for k in range(4)]
+    enriched = [inside[k] / count / (sizes[k] / len(flat)) for k in range(len(sizes))]
     assert row["layer_enrichment"] == pytest.approx(enriched, rel=1e-12)
     moved = [float(each.norm() / loop.start[name].norm()) for name, each in changes.items()]
     assert row["layer_change"] == pytest.approx(moved, rel=1e-9)
@@ -182,8 +233,9 @@ def _mask(length: int, places: Tensor) -> Tensor:
     return found
 
 
-def test_the_reset_test_of_a_plain_loop() -> None:
-    (row,), loop = rows_of(ACTIVITY), Loop(ACTIVITY)
+@pytest.mark.parametrize("run", [ACTIVITY, CONV_ACTIVITY], ids=["mlp", "cnn"])
+def test_the_reset_test_of_a_plain_loop(run: Images) -> None:
+    (row,), loop = rows_of(run), Loop(run)
     end = {name: p.detach().clone() for name, p in loop.net.named_parameters()}
     relative = torch.cat(
         [((end[name] - w).abs() / w.square().mean().sqrt()).reshape(-1) for name, w in loop.start.items()]
