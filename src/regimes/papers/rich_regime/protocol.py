@@ -42,11 +42,13 @@ PROTOCOL = (
         "2026-11-21",
         ("R20", "R21"),
         "at the small scale, before its first run: 5000 images instead of 6000; a step that decays; 6, 4 and 10 seeds "
-        "instead of 20, 10 and 10; policies on MNIST, 30 epochs, instead of Fashion-MNIST, 60 epochs",
+        "instead of 20, 10 and 10, 16 of the convolutional networks that are compared with all layers; policies on "
+        "MNIST, 30 epochs, instead of Fashion-MNIST, 60 epochs",
         "tried on other seeds, the last steps at a constant rate scattered the accuracy by 2 points and the reset test "
         "had a power of 0.3 with 8 starts; with the decay, 1 with 6. On Fashion-MNIST the sampled policy had not come "
         "to an end after 60 epochs (95 and 97 % of the training images right, all layers 100 %); on MNIST it had after "
-        "30 (99.6 %)",
+        "30 (99.6 %). Three pilots of each network gave the claim of equal accuracy a power of 1 with 10 fully "
+        "connected networks, and of 0.94 with 16 convolutional ones",
         "none: nothing had been run at that scale",
     ),
 )

@@ -42,12 +42,14 @@ class Trained:
         epochs: the same for all policies: enough for training of all layers to come to an end.
         lr: the step at first.
         decay: of the step: lr / (1 + decay t) in epoch t.
+        more: seeds of all layers and of the sampled policy, beyond those that the settings ask for.
     """
 
     width: int
     epochs: int
     lr: float
     decay: float = 0.0
+    more: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,15 @@ class Network:
         """The second experiment: policies of layers under the standard law, if there is one."""
         if self.policies is None:
             return combine()
-        fixed = {
-            **self._common(common, settings),
-            **asdict(self.policies),
-            "seed": range(settings["seeds"]),
-        }
+        fixed = {**self._common(common, settings), **asdict(self.policies)}
+        seeds = settings["seeds"]
+        few, many = range(seeds), range(seeds + fixed.pop("more"))
         chances = sorted({SAMPLED, *settings["chances"]})
         run = SPARSE[self.kind]
         return combine(
-            grid(run, policy=["all", "top", "ends"], **fixed),
-            grid(run, policy="sampled", p=chances, **fixed),
+            grid(run, policy="all", seed=many, **fixed),
+            grid(run, policy=["top", "ends"], seed=few, **fixed),
+            grid(run, policy="sampled", p=chances, seed=many, **fixed),
         )
 
     def _common(self, common: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +183,7 @@ SUBSET = Size(
             "cnn",
             8,
             {"standard": 0.02, "mup": 0.1},
-            Trained(width=16, epochs=30, lr=0.03, decay=0.1),
+            Trained(width=16, epochs=30, lr=0.03, decay=0.1, more=6),
             momentum=0.9,
             decay=0.2,
             fields={"size": 14},
