@@ -14,7 +14,7 @@ from regimes.core.error import UserError
 from regimes.core.estimate import array
 from regimes.papers.rich_regime.runs import ABOVE
 from regimes.papers.rich_regime.tables import ACTIVITY, networks
-from regimes.report.style import canvas, curve, legend_of, log_axes, marks, styled, subtitle
+from regimes.report.style import canvas, curve, legend, legend_of, log_axes, marks, styled, subtitle
 from regimes.report.table import ended, summary
 
 __all__ = ["layer_enrichment", "parameter_changes", "reset_errors"]
@@ -44,25 +44,20 @@ def parameter_changes(frame: pd.DataFrame) -> Figure:
         frame: rows of a store with ``changes``.
     """
     figure, panels = _panels(frame, ["changes"])
+    look = marks(width for _, own in panels for width in own["width"])
     for axes, own in panels:
-        look = marks(own["width"])
         for width, part in own.groupby("width"):
             far = _typical(part)
-            there = far > 0
+            # the least change of all says nothing of the others
+            there = (far > 0) & (np.array(ABOVE) < 1)
             mark = {**look[width], "marker": ""}
             axes.plot(far[there], 100 * np.array(ABOVE)[there], label=f"width {width}", **mark)
         _normal(axes, _typical(own.loc[own["width"] == own["width"].max()]))
         log_axes(axes, r"change $|\Delta w_i| / \sigma_\ell$", "parameters beyond (%)")
         axes.set_ylim(100 * ABOVE[-1], 130)
         axes.yaxis.set_major_formatter("{x:g}")
-    _legends(panels)
+    legend_of(figure, [axes for axes, _ in panels])
     return figure
-
-
-def _legends(panels: Sequence[tuple[Axes, pd.DataFrame]]) -> None:
-    """The widths of each panel in it, below the curves: those of the two networks differ."""
-    for axes, _ in panels:
-        axes.legend(loc="lower left", handlelength=2.2, borderaxespad=0.2)
 
 
 def _typical(rows: pd.DataFrame) -> np.ndarray:
@@ -103,15 +98,17 @@ def layer_enrichment(frame: pd.DataFrame) -> Figure:
         for place in range(layers):
             values = [float(each[place]) for each in own["layer_enrichment"]]
             table = summary(own.assign(value=values), "width", "value")
-            name = {0: "bottom", layers - 1: "top"}.get(place, f"layer {place + 1}")
-            mark = look[most - 1 if name == "top" else place]
+            name = {0: "bottom: layer 1", layers - 1: "top: the last layer"}.get(place, f"layer {place + 1}")
+            mark = look[most - 1 if place == layers - 1 else place]
             curve(axes, table.loc[table["mean"] > 0], "width", mark, name)
         axes.axhline(1.0, color="0.4", linewidth=0.8, zorder=1)
+        axes.set_ylim(SPARE, 100)
         log_axes(axes, "width", "enrichment")
         _ticks(axes, own)
-        axes.set_ylim(SPARE, 100)
         axes.yaxis.set_major_formatter("{x:g}")
-    legend_of(figure, [axes for axes, _ in panels])
+    pairs = [pair for axes, _ in panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    pairs.sort(key=lambda pair: (pair[1].startswith("top"), pair[1]))
+    legend(figure, [handle for handle, _ in pairs], [label for _, label in pairs])
     return figure
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
@@ -41,6 +42,11 @@ def sparse_error(frame: pd.DataFrame) -> Figure:
         for number, name in enumerate(order):
             _path(axes, rows.loc[rows["name"] == name], look[number], name)
         log_axes(axes, "backward cost (epochs of all layers)", "test error (%)")
+        # whiskers of the first steps may reach below 0
+        axes.set_ylim(0.7 * 100 * (1 - float(array(rows["test_accuracy"]).max())), 110)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         subtitle(axes, title)
     legend_of(figure, panels)
     return figure
@@ -84,6 +90,7 @@ def equal_budgets(frame: pd.DataFrame) -> Figure:
     """Test accuracy of each policy, less that of all layers at the same budget, seed by seed.
 
     One panel for each data set and network. The budgets are those of :func:`regimes.papers.rich_regime.tables.budgets`.
+    The top layer alone is left out: it is so far below that the others could not be told apart.
 
     Arguments:
         frame: rows of a store with the policies of layers.
@@ -91,7 +98,7 @@ def equal_budgets(frame: pd.DataFrame) -> Figure:
     found = budgets(frame)
     keys = ["dataset", "network"]
     groups = [(named(keys, group), own) for group, own in found.groupby(keys, sort=False)]
-    order = [name for name in _ordered(found["policy"].tolist()) if name != "all layers"]
+    order = [name for name in _ordered(found["policy"].tolist()) if name not in ("all layers", "top only")]
     figure, (panels,) = canvas(len(groups), height=3.0)
     look = marks(range(len(order) + 1))
     for axes, (label, own) in zip(panels, groups, strict=True):
@@ -100,6 +107,7 @@ def equal_budgets(frame: pd.DataFrame) -> Figure:
             side = 0.16 * (number - (len(order) - 1) / 2)
             mark = {**look[number + 1], "linestyle": "none"}
             curve(axes, _beside_all(own, name, side), "place", mark, name)
+        axes.set_xlim(-0.5, len(BUDGETS) - 0.5)
         axes.set_xticks(range(len(BUDGETS)), [_wrapped(words) for words in BUDGETS.values()])
         axes.grid(True, axis="y")
         axes.set_ylabel("test accuracy, less that of\nall layers (points)")
