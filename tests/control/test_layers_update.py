@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from regimes import control, models
+from regimes.core.error import UserError
 from tests.control.sparse import (
     CUT,
     MODULES,
@@ -116,3 +118,96 @@ def test_offloaded_state_is_the_same_training() -> None:
         control.LayerwiseSparse(module, optimizer, CUT, example=X, **more)
         train(module, optimizer, list(batches(X, 9)))
     assert_same(one, other, 0.0)
+
+
+def _idle(kind: str, state: dict[str, Any]) -> None:
+    """A step with gradient 0 of what has a state, without a step of the weights."""
+    if "v" in state:
+        state["v"] = 0.9 * state["v"]
+    if kind == "adamw" and state:
+        state["m"], state["s"], state["t"] = 0.9 * state["m"], 0.999 * state["s"], state["t"] + 1
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adamw"])
+@pytest.mark.parametrize("moves", [CUT, control.RandomLayers(1), control.CyclicBlocks(interval=3)], ids=repr)
+def test_state_decays_as_if_gradients_had_been_0(kind: str, moves: control.Moves) -> None:
+    module = MODULES["skips"]()
+    twin = copy.deepcopy(module)
+    optimizer = optimiser(kind, module)
+    policy = control.LayerwiseSparse(module, optimizer, moves, example=X, seed=2, state="decay")
+    own = dict(twin.named_parameters())
+    states: dict[str, dict[str, Any]] = {name: {} for name in own}
+    for step, (x,) in enumerate(batches(X, 12)):
+        train(module, optimizer, [[x]])
+        grads = torch.autograd.grad(loss_of(twin(x)), list(own.values()))
+        with torch.no_grad():
+            for (name, p), g in zip(own.items(), grads, strict=True):
+                if name in policy.plan(step):
+                    RULES[kind](p, g, states[name], **SETTINGS[kind][1])
+                else:
+                    _idle(kind, states[name])
+    assert_same(module, twin)
+
+
+def quadratic(
+    stiff: float, kind: str = "sgd", **more: Any
+) -> tuple[nn.Module, control.LayerwiseSparse, list[float]]:
+    """w, with the loss stiff w^2 / 2, that moves at a tenth of the steps below a layer that always does."""
+
+    class Line(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.low, self.high = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.low(x), self.high(0 * self.low(x) + x)], 1)
+
+    module = Line().double()
+    nn.init.constant_(module.low.weight, 1.0)
+    optimizer = optimiser(kind, module)
+    policy = control.LayerwiseSparse(
+        module, optimizer, control.Cut(p=0.1), example=X[:1, :1], largest_factor=float("inf"), **more
+    )
+    sizes = []
+    for _ in range(400):
+        optimizer.zero_grad()
+        out = module(torch.ones(1, 1, dtype=torch.float64))
+        (stiff * out[0, 0].square() / 2 + out[0, 1].square() / 2).backward()
+        optimizer.step()
+        sizes.append(abs(float(module.low.weight.detach())))
+    return module, policy, sizes
+
+
+@pytest.mark.parametrize("stiff", [0.1, 0.5, 3.0, 15.0])
+def test_factors_go_by_the_curvature(stiff: float) -> None:
+    """f* = 1 / (rate * curvature): 10 / stiff here. Beyond 2 f* a step makes the loss larger."""
+    _, policy, sizes = quadratic(stiff, by_curvature=True)
+    place = policy.plan.layers.index("low")
+    factor, best = policy.state_dict()["factors"][place], 10 / stiff
+    assert 1 <= factor <= min(10.0, max(1.0, 1.2 * best))
+    assert factor == 10 or best < 10
+    assert sizes[-1] < 0.1 and max(sizes) <= 1
+    _, _, plain = quadratic(stiff)
+    assert (max(plain) > 1e3) == (10 * stiff * 0.1 > 2)  # 1/p as it is
+
+
+def test_bad_settings_of_rare_updates_are_refused() -> None:
+    module = MODULES["mlp"]()
+    for kind in (torch.optim.Adagrad, torch.optim.NAdam, torch.optim.RMSprop):
+        name = kind.__name__
+        with pytest.raises(
+            UserError, match=f'`optimizer`: got {name} with `state` "decay", expected SGD, Adam, AdamW'
+        ):
+            control.LayerwiseSparse(module, kind(module.parameters(), lr=0.1), CUT, example=X, state="decay")
+    with pytest.raises(UserError, match="`largest_factor`: got 1 with `by_curvature`"):
+        control.LayerwiseSparse(module, optimiser("sgd", module), CUT, example=X, by_curvature=True)
+
+
+def test_a_state_of_an_earlier_version_is_taken() -> None:
+    module = MODULES["mlp"]()
+    policy = control.LayerwiseSparse(module, optimiser("sgd", module), CUT, example=X)
+    saved = policy.state_dict()
+    for name in ("by_curvature", "idle", "factors", "last"):
+        del saved[name]
+    policy.load_state_dict(saved)
+    assert policy.step == 0

@@ -16,7 +16,7 @@ from regimes.control.layers.order import by_depth, inside
 from regimes.control.layers.passes import Passes, refuse_watched
 from regimes.control.layers.plan import LayerPlan, plan_of
 from regimes.control.layers.roster import Roster
-from regimes.control.layers.update import OptimizerState, Updates
+from regimes.control.layers.update import OptimizerState, Updates, check_known
 from regimes.core.batch import Inputs
 from regimes.core.batch import check as check_inputs
 from regimes.core.check import checked, shown
@@ -57,9 +57,15 @@ class LayerwiseSparse:
         largest_factor: a layer that moves with probability p takes min(1/p, largest_factor) times its step. 1, the
             default, leaves steps as they are; infinity makes the mean step that of a layer that always moves, at the
             price of its variance. It multiplies what the optimiser did to the weights, not the gradient.
-        state: what becomes of the state of the optimiser while a layer does not move: "keep" it, "drop" it, or
-            "offload" it to the memory of the CPU.
+        state: what becomes of the state of the optimiser while a layer does not move: "keep" it as it is, "drop" it,
+            "offload" it to the memory of the CPU, or let it "decay" as if gradients had been 0, which ``SGD``, ``Adam``
+            and ``AdamW`` can: n steps multiply momentum by mu^n, the moments by beta^n, and count for the bias
+            correction.
         warmup: after state was dropped, so many steps of the layer grow from 1/warmup to 1 times themselves.
+        by_curvature: min(1/p, largest_factor) is only what the factor of a layer may grow to. It begins at 1, and goes
+            by the slope g . s at the layer's next step along its last one, s: if the loss still falls there the factor
+            grows by 1.2, else it is halved, to no less than 1. So it stays near -g . d / d . H d, where a loss of
+            second order is least along a step d. It keeps s, as much memory as the weights of those layers.
 
     Attributes:
         plan: which parameters move at which step, a :class:`LayerPlan`.
@@ -98,8 +104,9 @@ class LayerwiseSparse:
         largest_factor: float = 1.0,
         state: OptimizerState = "keep",
         warmup: int = 0,
+        by_curvature: bool = False,
     ) -> None:
-        _check_settings(module, largest_factor, state, warmup)
+        _check_settings(module, largest_factor, state, warmup, by_curvature)
         refuse_watched(module)
         check_inputs(example, "example")
         network = inside(module)
@@ -116,11 +123,14 @@ class LayerwiseSparse:
         self._roster = Roster(network.modules())
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         self._check_held(optimizers)
+        if state == "decay":
+            check_known(optimizers)
         self._last = optimizers[-1]
         factors = [min(1 / p, largest_factor) if p else 1.0 for p in self.plan.probabilities]
-        self._updates = Updates(optimizers, self._layers, factors, state, warmup)
+        self._updates = Updates(optimizers, self._layers, factors, state, warmup, by_curvature)
         self._known: tuple[int, frozenset[int]] = (0, self.plan.places(0))
         self._settings = {"largest_factor": float(largest_factor), "state": state, "warmup": warmup}
+        self._settings["by_curvature"] = by_curvature
         self._compiled = Compiled(module, self._layers)
         self._network, self._begun, self._free = network, -1, False
         self._versions: list[tuple[str, Tensor, int]] = []
@@ -194,7 +204,14 @@ class LayerwiseSparse:
     def state_dict(self) -> dict[str, Any]:
         """What a policy needs to go on, after any step or between two batches of one: numbers, names and lists."""
         known = [name for _, name, p in self._named if self._updates.knows(p)]
-        return {**self._identity(), "step": self.step, "ages": list(self._updates.ages), "known": known}
+        last = {name: self._updates.last[p] for _, name, p in self._named if p in self._updates.last}
+        return {
+            **self._identity(),
+            "step": self.step,
+            "known": known,
+            **self._updates.numbers(),
+            "last": last,
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where the policy was that gave this state. Load it last, after module and optimisers.
@@ -206,7 +223,9 @@ class LayerwiseSparse:
             UserError: if it is that of another policy.
         """
         own = self._identity()
-        for name in (*own, "step", "ages", "known"):
+        # What a policy of an earlier version did not have.
+        state_dict = {"by_curvature": False, "last": {}, **self._updates.numbers(), **state_dict}
+        for name in (*own, "step", "known"):
             if name not in state_dict:
                 raise UserError(
                     f"`state_dict`: '{name}' is missing, expected the state_dict() of a LayerwiseSparse"
@@ -218,10 +237,12 @@ class LayerwiseSparse:
                     f"{shown(mine)}; make the policy as it was made then"
                 )
         self.step = int(state_dict["step"])
-        self._updates.ages = [int(age) for age in state_dict["ages"]]
+        self._updates.load(state_dict)
         for _, name, p in self._named:
             if name not in state_dict["known"]:
                 self._updates.forget(p)
+            if name in state_dict["last"]:
+                self._updates.last[p] = state_dict["last"][name].to(p)
 
     def __repr__(self) -> str:
         return f"LayerwiseSparse({self.plan.moves!r}, seed={self.plan.seed}, step={self.step})"
@@ -320,7 +341,9 @@ class LayerwiseSparse:
         self.step += 1
 
 
-def _check_settings(module: nn.Module, largest_factor: float, state: str, warmup: int) -> None:
+def _check_settings(
+    module: nn.Module, largest_factor: float, state: str, warmup: int, by_curvature: bool
+) -> None:
     """Raise if a setting is out of range."""
     if isinstance(module, DistributedDataParallel) and (
         module.static_graph or not module.find_unused_parameters
@@ -332,6 +355,11 @@ def _check_settings(module: nn.Module, largest_factor: float, state: str, warmup
     if largest_factor < 1:
         raise UserError(
             f"`largest_factor`: got {largest_factor:g}, expected 1 (none) or more, up to infinity (1/p)"
+        )
+    if by_curvature and largest_factor == 1:
+        raise UserError(
+            "`largest_factor`: got 1 with `by_curvature`, which has nothing to choose from then; expected more, up to "
+            "infinity (1/p)"
         )
     if warmup < 0:
         raise UserError(f"`warmup`: got {warmup}, expected a number of steps, 0 for none")
