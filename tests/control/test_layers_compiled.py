@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from regimes import control
 from regimes.core.error import UserError
@@ -15,6 +16,11 @@ from tests.control.sparse import assert_same, batches, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+guarded = pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="older versions of torch are refused, as below"
+)
 
 
 class Block(nn.Module):
@@ -49,6 +55,7 @@ def fresh() -> None:
     torch._dynamo.reset()
 
 
+@guarded
 @pytest.mark.slow
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_few_functions_serve_all_cuts(in_place: bool) -> None:
@@ -76,6 +83,7 @@ def test_a_few_functions_serve_all_cuts(in_place: bool) -> None:
         torch.testing.assert_close(p, other, rtol=1e-12, atol=1e-12)
 
 
+@guarded
 @pytest.mark.slow
 def test_the_back_end_that_torch_takes_by_itself() -> None:
     module = deep(4)
@@ -90,6 +98,7 @@ def test_the_back_end_that_torch_takes_by_itself() -> None:
     assert_same(module, plain, 1e-10)
 
 
+@guarded
 def test_compiled_blocks_train_as_written() -> None:
     module = deep(3)
     plain = copy.deepcopy(module)
@@ -104,6 +113,7 @@ def test_compiled_blocks_train_as_written() -> None:
     assert_same(module, plain)
 
 
+@guarded
 def test_more_sets_than_torch_compiles_are_refused() -> None:
     module = deep(12)
     whole: Any = torch.compile(module, backend="eager")
@@ -125,6 +135,7 @@ def test_more_sets_than_torch_compiles_are_refused() -> None:
             whole(X)
 
 
+@guarded
 def test_a_whole_module_is_compiled_for_two_sets() -> None:
     module = deep(3)
     plain = copy.deepcopy(module)
@@ -149,3 +160,17 @@ def test_a_module_that_is_compiled_behind_the_policy_is_named() -> None:
     module(X).sum().backward()
     optimizer.step()
     assert policy.step == 1
+
+
+def test_a_torch_that_mixes_up_the_sets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = deep(3)
+    module[1].compile(backend="eager")
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    policy = control.LayerwiseSparse(module, optimizer, control.CyclicBlocks(), example=X, layers=["?"])
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1"))
+    train(module, optimizer, [[X]])
+    with pytest.raises(UserError, match=r"`module`: '1' is compiled and meets a second set .* torch 2.12.1"):
+        module(X)
+    policy.remove()
+    control.LayerwiseSparse(module, optimizer, control.Fixed(top=1), example=X, layers=["?"])
+    train(module, optimizer, [[X], [X]])

@@ -310,8 +310,9 @@ class Program:
                 grads: Sequence[Tensor | float] = [0.0] * len(leaves)  # where what moves is used nowhere
                 if mean.requires_grad:
                     grads = torch.autograd.grad(mean.sum(), leaves, materialize_grads=True)
-            for slot, grad in zip(slots.values(), grads, strict=True):
-                slot[...] = grad
+            with torch.no_grad():
+                for slot, grad in zip(slots.values(), grads, strict=True):
+                    slot[...] = grad
             return scaled.detach()
         with torch.no_grad():
             samples, padded = x.shape[self._axis], aligned(x, self._axis)

@@ -13,6 +13,10 @@ from regimes.core.error import UserError
 
 __all__ = ["Compiled"]
 
+# Older ones run a compiled function again when other parameters of its block move, with the gradients of before: looked
+# up on 2.6 and on 2.9 with the back end aot_eager.
+_GUARDED = "2.13"
+
 
 @final
 class Compiled:
@@ -29,7 +33,7 @@ class Compiled:
         self._sets: set[frozenset[int]] = set()
 
     def check(self, moving: frozenset[int]) -> None:
-        """Raise if a class of compiled blocks meets more sets of layers that move than torch compiles.
+        """Raise if a class of compiled blocks meets more sets of layers that move than torch compiles rightly.
 
         Raises:
             UserError: names the block, and says how to compile instead.
@@ -41,6 +45,12 @@ class Compiled:
         for name, block in self._module.named_modules():
             if "_orig_mod" not in block._modules and block._compiled_call_impl is None:
                 continue
+            if len(self._sets) > 1 and torch.__version__ < _GUARDED:
+                raise UserError(
+                    f"`module`: '{name}' is compiled and meets a second set of layers that move, for which torch "
+                    f"{torch.__version__} gives the gradients of the first without a word; take torch 2.13 or newer, "
+                    "leave it uncompiled, or let the same layers move at every step (Fixed)"
+                )
             kind = kinds.setdefault(type(inside(block)), set())
             kind |= {self._seen_from(block, each) for each in self._sets}
             # The limit has this name in all versions; the newer one is an alias of it.
