@@ -14,14 +14,14 @@ from regimes.compare.score import Model, Trial, apart, models_of, needed, single
 from regimes.core.estimate import Estimate
 from regimes.core.loss import LOSSES
 
-__all__ = ["Answer", "Comparison", "Criterion", "conclude"]
+__all__ = ["COLUMNS", "Answer", "Comparison", "Criterion", "conclude", "number", "ranges"]
 
 Answer = Literal["yes", "no", "open"]
 
 NETWORK, LINEAR = "network", "linearisation"
 BASELINES = ("constant", "start")
 # The width of the sentence, about that of the table.
-_COLUMNS = 110
+COLUMNS = 110
 
 
 @dataclass(frozen=True)
@@ -77,23 +77,23 @@ class Comparison:
     def __str__(self) -> str:
         shown = pd.DataFrame(
             {
-                "held-out error": _ranges(self.table, "error"),
-                "held-out loss": _ranges(self.table, "loss"),
-                "train error": self.table["train_error"].map(_number),
-                "train loss": self.table["train_loss"].map(_number),
+                "held-out error": ranges(self.table, "error"),
+                "held-out loss": ranges(self.table, "loss"),
+                "train error": self.table["train_error"].map(number),
+                "train loss": self.table["train_loss"].map(number),
                 "seconds": self.table["seconds"].map("{:.1f}".format),
                 "status": self.table["status"],
             }
         )
         lost = pd.DataFrame(
             {
-                "error": _ranges(self.difference, "error"),
-                "loss": _ranges(self.difference, "loss"),
+                "error": ranges(self.difference, "error"),
+                "loss": ranges(self.difference, "loss"),
                 "answer": self.difference["answer"],
             }
         )
         lost.index = pd.Index([f"{name} - network" for name in self.difference.index])
-        covers, said = (textwrap.fill(text, _COLUMNS) for text in (self.covers, self.sentence))
+        covers, said = (textwrap.fill(text, COLUMNS) for text in (self.covers, self.sentence))
         return f"{shown.to_string()}\n\n{lost.to_string()}\n\n{covers}\n\n{said}"
 
 
@@ -122,7 +122,7 @@ def conclude(trials: Sequence[Trial], criterion: Criterion, lr: float, varies: S
     answer, sentence = ("open", stop) if stop else _decide(criterion, models, errors, answers, joint)
     if network.late > criterion.margin:
         sentence += (
-            f" Mind that the network was still learning: its training error fell by {_number(network.late)} in the "
+            f" Mind that the network was still learning: its training error fell by {number(network.late)} in the "
             "last quarter of the epochs; train longer."
         )
     table = pd.DataFrame([_row(model, criterion.level) for model in models.values()])
@@ -178,8 +178,8 @@ def _no_yardstick(
                 "nothing to compare"
                 if gain is None
                 else (
-                    f"{name} - network is {_number(gain.value)} ({100 * criterion.level:g} %: {_number(gain.low)} to "
-                    f"{_number(gain.high)}), not clearly above the margin of {criterion.margin:g}"
+                    f"{name} - network is {number(gain.value)} ({100 * criterion.level:g} %: {number(gain.low)} to "
+                    f"{number(gain.high)}), not clearly above the margin of {criterion.margin:g}"
                 )
             )
             what = "its start" if name == "start" else "a constant answer"
@@ -205,8 +205,8 @@ def _decide(
 
     def said(name: str, here: Estimate) -> str:
         return (
-            f"{name} errs by {_number(abs(here.value))} {'more' if here.value >= 0 else 'less'} than the network "
-            f"(model - network, {level}: {_number(here.low)} to {_number(here.high)})"
+            f"{name} errs by {number(abs(here.value))} {'more' if here.value >= 0 else 'less'} than the network "
+            f"(model - network, {level}: {number(here.low)} to {number(here.high)})"
         )
 
     best = min(known, key=lambda name: known[name].high)
@@ -247,14 +247,15 @@ def _covers(trials: Sequence[Trial], models: Mapping[str, Model], varies: Sequen
     return f"{said}. {seconds:.1f} s in all." + (f" Here {notes}." if notes else "")
 
 
-def _ranges(frame: pd.DataFrame, name: str) -> list[str]:
+def ranges(frame: pd.DataFrame, name: str) -> list[str]:
     """Values with their intervals."""
     columns = (frame[name], frame[f"{name}_low"], frame[f"{name}_high"])
     return [
-        "-" if math.isnan(value) else f"{_number(value)} ({_number(low)} to {_number(high)})"
+        "-" if math.isnan(value) else f"{number(value)} ({number(low)} to {number(high)})"
         for value, low, high in zip(*columns, strict=True)
     ]
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Four digits after the point, more of a small number; a dash for nan."""
     return "-" if math.isnan(value) else f"{value:.3g}" if abs(value) < 1e-3 and value else f"{value:.4f}"

@@ -21,7 +21,7 @@ from regimes.core.state import State
 from regimes.core.tree import trainable
 from regimes.train.descent import Rate
 
-__all__ = ["Listener", "Protocol", "constant", "flow_time", "started", "stepped"]
+__all__ = ["Listener", "Protocol", "answers_of", "constant", "flow_time", "started", "stepped"]
 
 Listener = Callable[[str, float], None]
 """Hears of what is at work, and of the epochs done since it last heard."""
@@ -70,8 +70,9 @@ class Protocol:
                 "`optimizer`: got one for a network whose law of width has rates of its own for some layers, which "
                 "are rates of SGD; leave `optimizer` out, or build the network under another law"
             )
-        # Its steps are in place.
-        objective = _Objective(copy.deepcopy(network), problem.train, problem.loss)
+        # Its steps are in place; what is frozen stays as it is, and is shared.
+        frozen = {id(p): p for p in network.parameters() if not p.requires_grad}
+        objective = _Objective(copy.deepcopy(network, frozen), problem.train, problem.loss)
         return optimised(objective, n, self.optimizer, self.batch_size, self.epochs, self.seed)
 
     def steps(self, samples: int) -> int:
@@ -201,13 +202,13 @@ def stepped(name: str, network: nn.Module, problem: Problem, protocol: Protocol,
                 break
     else:
         if kept is not None:
-            at_train, at_test = (_answers(kept, part) for part in (problem.train, problem.test))
+            at_train, at_test = (answers_of(kept, part) for part in (problem.train, problem.test))
             took = time.perf_counter() - began
             return Fit(name, "finished", took, protocol.time(kept.step), at_train, at_test, late).checked()
     return Fit(name, "diverged", time.perf_counter() - began)
 
 
-def _answers(state: State, part: Samples) -> Tensor:
+def answers_of(state: State, part: Samples) -> Tensor:
     """F on the data."""
     network = state.module.get_submodule("network")
     values = {name: state.parameters[f"network.{name}"] for name in trainable(network)}
@@ -216,5 +217,5 @@ def _answers(state: State, part: Samples) -> Tensor:
 
 def _mean(state: State, problem: Problem, part: Samples) -> tuple[float, float]:
     """The mean loss and error."""
-    scores = problem.score(_answers(state, part), part.y)
+    scores = problem.score(answers_of(state, part), part.y)
     return float(scores.loss.mean()), float(scores.error.mean())

@@ -28,7 +28,7 @@ from regimes.core.loss import CrossEntropy, Loss, Squared
 from regimes.core.progress import progress_of
 from regimes.train.descent import Rate
 
-__all__ = ["would_linear_do"]
+__all__ = ["criterion_of", "generators_kept", "would_linear_do"]
 
 # Batches that are looked at for the learning rate, and the samples of each at most.
 _BATCHES, _LOOK = 4, 512
@@ -133,7 +133,7 @@ def would_linear_do(
     >>> would_linear_do(nn.Linear(3, 1), x[:200], y[:200], x[200:], y[200:], epochs=5).answer
     'yes'
     """
-    criterion = _criterion(margin, level)
+    criterion = criterion_of(margin, level)
     for name, value, least in (("epochs", epochs, 1), ("seeds", seeds, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"`{name}`: got {value!r}, expected a whole number of at least {least}")
@@ -145,7 +145,7 @@ def would_linear_do(
     data = Data(x, y, x_test, y_test, loss, output, validation)
     protocol = Protocol(0.0 if lr is None else lr, momentum, batch_size, epochs, seed, optimizer)
     call = _Call(module, data, protocol, lr is None and optimizer is None, reduce, memory, ridge)
-    with _generators(), torch.enable_grad():
+    with generators_kept(), torch.enable_grad():
         return _concluded(call, criterion, seeds, progress)
 
 
@@ -252,14 +252,14 @@ def _fits(ready: _Ready, tick: Listener, kernel: list[Fit] | None) -> Iterator[F
 
 
 @contextmanager
-def _generators() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
     """Afterwards torch's generators of random numbers are where they were."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
         yield
 
 
-def _criterion(margin: float, level: float) -> Criterion:
+def criterion_of(margin: float, level: float) -> Criterion:
     """Margin and level, checked."""
     for name, value, most in (("margin", margin, math.inf), ("level", level, 1.0)):
         number = isinstance(value, int | float) and not isinstance(value, bool)
