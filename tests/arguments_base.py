@@ -53,7 +53,14 @@ RECORDS = {
     *("measure.LayerCosts", "measure.Prediction"),
     *("measure.Row", "measure.StochasticEstimate", "measure.TangentOperator"),
     *("measure.ActiveSet", "measure.Changes", "measure.LayerChange", "measure.Reset", "measure.Unmoved"),
-    *("compare.Comparison", "study.Failure", "study.Forecast", "study.Interrupted", "study.Result"),
+    *(
+        "compare.Comparison",
+        "compare.LayerChoice",
+        "study.Failure",
+        "study.Forecast",
+        "study.Interrupted",
+        "study.Result",
+    ),
     *("report.claim.Estimate", "report.fit.PowerLaw", "report.page.Shown"),
     *("data.Teacher", "data.Dataset", "data.Split"),
 }
@@ -255,6 +262,17 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "study.parse_settings": values(texts=["a=1"]),
     "study.read_record": lambda: {"store": Store(folder())},
     "study.run_study": of({"study": study, "out": folder}, scale="quick", quiet=True),
+    "compare.which_layers": lambda: {
+        "module": models.mlp(3, 4, 1),
+        "x": inputs(8),
+        "y": signs(8),
+        "loss": loss.squared,
+        "rates": [0.1],
+        "epochs": 2,
+        "folds": 2,
+        "candidates": {"head": control.Fixed(top=1)},
+        "layers": ["0"],
+    },
     "compare.would_linear_do": lambda: {
         "module": models.mlp(3, 4, 1),
         "x": inputs(8),
@@ -351,6 +369,8 @@ def stars() -> pd.DataFrame:
 ENDLESS = {
     ("measure.kappa", "starts"),
     ("measure.layer_costs", "rounds"),
+    ("compare.which_layers", "epochs"),
+    ("compare.which_layers", "repeats"),
     ("compare.would_linear_do", "epochs"),
     ("measure.reset_test", "draws"),
 }

@@ -1,8 +1,8 @@
 """Several models on one task: would a linear model do, and which layers to train.
 
 Data go one way. ``problem`` is what is learnt, ``prepare`` checks it, ``fit`` and ``loop`` train. For a linear model:
-``kernel`` and ``score``, ``comparison``, and the door ``linear``. For layers: ``candidates``, ``race`` with ``shrink``,
-``saving``, ``choice``, and the door ``which_layers``.
+``kernel`` and ``score``, ``comparison``, and the door ``linear``. For layers: ``candidates``, ``race`` with
+``calibrate``, ``saving``, ``choice``, and the door ``which_layers``.
 """
 
 from regimes.compare.choice import LayerChoice

@@ -66,7 +66,7 @@ def blocks(layers: Sequence[str]) -> list[Candidate]:
     lower = [(0, end) for end in range(1, parts - short)]
     upper = [(start, parts) for start in range(1 + short, parts)]
     pairs = [(start, start + 2) for start in range(1, parts - 2)]
-    found = {frozenset(range(n)): ALL, frozenset([n - 1]): HEAD}
+    found = {frozenset([n - 1]): HEAD} | {frozenset(range(n)): ALL}
     for start, end in (*lower, *pairs, *upper):
         run = range(cuts[start], cuts[end])
         found.setdefault(frozenset(run), _named(run, n))

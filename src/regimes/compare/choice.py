@@ -13,7 +13,7 @@ import pandas as pd
 from regimes import control
 from regimes.compare.candidates import ALL
 from regimes.compare.comparison import COLUMNS, Criterion, number, ranges
-from regimes.compare.race import Plan, Result
+from regimes.compare.race import Rungs, Standing
 from regimes.compare.saving import Cost
 from regimes.core.estimate import Estimate, quantile
 
@@ -27,19 +27,19 @@ class Setting:
     Attributes:
         layers: from the bottom to the top.
         criterion: margin and level.
+        most: the largest error and score that there can be.
         held: samples held out in a split over those trained on.
         plan: of the race.
         run: steps of one training with all samples.
-        steps: that were taken, those of the short trial included.
         start: the error of the network as it came on the samples held out in each split, (splits,).
     """
 
     layers: tuple[str, ...]
     criterion: Criterion
+    most: tuple[float, float]
     held: float
-    plan: Plan
+    plan: Rungs
     run: int
-    steps: int
     start: np.ndarray
 
 
@@ -50,11 +50,11 @@ class LayerChoice:
     Attributes:
         table: one row for each pair of a set of layers and a learning rate, the best first. Columns: ``candidate``,
             ``lr``, ``epochs`` (that it was trained for), ``error`` and ``score`` on the samples held out, and
-            ``difference``, the score less that of the best pair of all layers, each with ``_low`` and ``_high``;
-            ``status`` ("finished", "left behind", "diverged").
-        costs: one row for each set: ``layers``, and what a step costs as a share of one of all layers: ``backward``
-            (operations of the backward pass), ``kept`` (bytes that the forward pass keeps for it), ``moving``
-            (parameters, and with them what an optimiser keeps).
+            ``difference``, the score of the best pair of a set less that of the best of all layers, each with ``_low``
+            and ``_high``; ``status`` ("finished", "left behind", "diverged").
+        costs: one row for each set, in the same order: what a step costs as a share of one of all layers, ``backward``
+            (operations of the backward pass), ``kept`` (bytes that the forward pass keeps for it) and ``moving``
+            (parameters, and with them what an optimiser keeps); ``layers``.
         answer: the name of a set that is better than all layers beyond the noise, "all", or "open".
         sentence: the answer in words.
         candidate: the set with the best score, whatever the answer.
@@ -62,7 +62,8 @@ class LayerChoice:
         lr: its learning rate.
         layers: the names of its layers, from the bottom to the top.
         start: the error of the network as it came.
-        steps: steps that were taken; ``runs``: the same in trainings of all samples.
+        steps: of the optimiser that were taken; fewer where trainings diverged.
+        runs: the same in trainings of all samples.
     """
 
     table: pd.DataFrame
@@ -78,10 +79,10 @@ class LayerChoice:
     runs: float
 
     def __str__(self) -> str:
-        finished = self.table[self.table["status"] == "finished"]
+        finished = self.table.loc[self.table["status"] == "finished"]
         shown = pd.DataFrame(
             {
-                "lr": finished["lr"].map("{:g}".format),
+                "lr": [f"{lr:g}" for lr in finished["lr"]],
                 "held-out error": ranges(finished, "error"),
                 "score": ranges(finished, "score"),
                 "score - all layers": ranges(finished, "difference"),
@@ -95,11 +96,13 @@ class LayerChoice:
         )
 
 
-def over_splits(values: np.ndarray, held: float, level: float) -> Estimate:
+def over_splits(
+    values: np.ndarray, held: float, level: float, ends: tuple[float, float] = (-math.inf, math.inf)
+) -> Estimate:
     r"""The mean over J splits with an interval for new training sets: :math:`\bar v \pm t_{J-1} s \sqrt{1/J + \rho}`.
 
     The training sets of the splits overlap, so that 1/J alone would be too short; :math:`\rho` is the number of
-    samples held out over that trained on.
+    samples held out over that trained on. What cannot lie beyond ``ends`` does not.
 
     Source: Nadeau and Bengio, Inference for the generalization error, 2003, section 3 (the corrected resampled t).
 
@@ -108,12 +111,13 @@ def over_splits(values: np.ndarray, held: float, level: float) -> Estimate:
     (True, True)
     """
     n, centre = len(values), float(values.mean())
-    half = quantile(n - 1, level) * float(values.std(ddof=1)) * math.sqrt(1 / n + held)
+    with np.errstate(over="ignore", invalid="ignore"):  # of a training that goes astray
+        half = quantile(n - 1, level) * float(values.std(ddof=1)) * math.sqrt(1 / n + held)
     method = f"mean over {n} splits; corrected resampled t, {100 * level:g} %"
-    return Estimate(centre, centre - half, centre + half, n, method)
+    return Estimate(centre, max(centre - half, ends[0]), min(centre + half, ends[1]), n, method)
 
 
-def concluded(results: Sequence[Result], costs: Mapping[str, Cost], setting: Setting) -> LayerChoice:
+def concluded(results: Sequence[Standing], costs: Mapping[str, Cost], setting: Setting) -> LayerChoice:
     """The choice with the best score, and whether it is clear.
 
     Args:
@@ -124,11 +128,15 @@ def concluded(results: Sequence[Result], costs: Mapping[str, Cost], setting: Set
     full = next(
         (each for each in results if each.entry.candidate.name == ALL and each.errors is not None), None
     )
-    rivals = [each for each in results if _finished(each, setting) and each.entry.candidate.name != ALL]
+    rivals: list[Standing] = []  # of each set the best pair
+    for each in results:
+        name = each.entry.candidate.name
+        if _finished(each, setting) and name not in (ALL, *(rival.entry.candidate.name for rival in rivals)):
+            rivals.append(each)
     # All of these intervals hold together (Bonferroni), so that the best may be picked.
-    joint = 1 - (1 - setting.criterion.level) / max(len(rivals), 1)
+    joint, most = 1 - (1 - setting.criterion.level) / max(len(rivals), 1), setting.most[1]
     apart = {
-        id(each): over_splits(each.scores - full.scores, setting.held, joint)
+        id(each): over_splits(each.scores - full.scores, setting.held, joint, (-most, most))
         for each in rivals
         if full is not None and full.scores is not None and each.scores is not None
     }
@@ -137,9 +145,17 @@ def concluded(results: Sequence[Result], costs: Mapping[str, Cost], setting: Set
     if best.scores is not None:
         sentence += _saved(best, costs) + _gained(best, setting)
     rows = [_row(each, apart.get(id(each)), setting) for each in results]
-    shares = pd.DataFrame([_shares(name, each, costs[ALL]) for name, each in costs.items()])
-    names = {each.entry.candidate.name: each.entry.candidate.places for each in results}
-    shares["layers"] = [", ".join(setting.layers[place] for place in sorted(names[name])) for name in costs]
+    sets = {each.entry.candidate.name: each.entry.candidate for each in results}
+    shares = pd.DataFrame(
+        [
+            {
+                "candidate": name,
+                **_shares(costs[name], costs[ALL]),
+                "layers": ", ".join(setting.layers[place] for place in sorted(one.places)),
+            }
+            for name, one in sets.items()
+        ]
+    )
     chosen = best.entry.candidate
     return LayerChoice(
         pd.DataFrame(rows),
@@ -151,22 +167,22 @@ def concluded(results: Sequence[Result], costs: Mapping[str, Cost], setting: Set
         best.entry.rate,
         tuple(setting.layers[place] for place in sorted(chosen.places)),
         float(setting.start.mean()),
-        setting.steps,
-        setting.steps / setting.run,
+        setting.plan.steps,
+        setting.plan.steps / setting.run,
     )
 
 
-def _finished(result: Result, setting: Setting) -> bool:
+def _finished(result: Standing, setting: Setting) -> bool:
     """Whether it was trained to the end."""
     return result.scores is not None and result.epochs == setting.plan.epochs[-1]
 
 
-def _row(result: Result, apart: Estimate | None, setting: Setting) -> dict[str, object]:
+def _row(result: Standing, apart: Estimate | None, setting: Setting) -> dict[str, object]:
     """One row of the table."""
     level = setting.criterion.level
     error, score = (
-        None if values is None else over_splits(values, setting.held, level)
-        for values in (result.errors, result.scores)
+        None if values is None else over_splits(values, setting.held, level, (0.0, most))
+        for values, most in zip((result.errors, result.scores), setting.most, strict=True)
     )
     return {
         "candidate": result.entry.candidate.name,
@@ -188,20 +204,17 @@ def _ends(name: str, found: Estimate | None) -> dict[str, float]:
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def _shares(name: str, cost: Cost, full: Cost) -> dict[str, object]:
+def _shares(cost: Cost, full: Cost) -> dict[str, float]:
     """What a step of a set costs, as a share of one of all layers."""
     pairs = {key: (getattr(cost, key), getattr(full, key)) for key in ("backward", "kept", "moving")}
-    return {
-        "candidate": name,
-        **{key: one / all_ if all_ else math.nan for key, (one, all_) in pairs.items()},
-    }
+    return {key: one / whole if whole else math.nan for key, (one, whole) in pairs.items()}
 
 
 def _decided(
-    best: Result,
-    full: Result | None,
+    best: Standing,
+    full: Standing | None,
     apart: Mapping[int, Estimate],
-    rivals: Sequence[Result],
+    rivals: Sequence[Standing],
     setting: Setting,
 ) -> tuple[str, str]:
     """The answer, and its sentence."""
@@ -212,12 +225,15 @@ def _decided(
     if full is None:
         return "open", f"Cannot tell: all layers diverged at every rate. Best score: {name} {at}."
     if name == ALL:
-        near = min(rivals, key=lambda each: apart[id(each)].low, default=None)
         margin = setting.criterion.margin
-        if near is None or apart[id(near)].low > -margin:
+        maybe = [each for each in rivals if not apart[id(each)].low > -margin]
+        if not maybe:
             return ALL, f"Train all layers {at}: no other set scores better by {margin:g} ({level})."
         said = _said(
-            apart[id(near)], f"{near.entry.candidate.name} at {near.entry.rate:g}", "all layers", level
+            apart[id(maybe[0])],
+            f"{maybe[0].entry.candidate.name} at {maybe[0].entry.rate:g}",
+            "all layers",
+            level,
         )
         return "open", f"Cannot tell. Best score: all layers {at}; {said}."
     here = apart[id(best)]
@@ -236,22 +252,23 @@ def _said(found: Estimate, one: str, other: str, level: str) -> str:
     )
 
 
-def _saved(best: Result, costs: Mapping[str, Cost]) -> str:
+def _saved(best: Standing, costs: Mapping[str, Cost]) -> str:
     """What a step of the chosen set costs, in words."""
     name = best.entry.candidate.name
     if name == ALL:
         return ""
-    share = _shares(name, costs[name], costs[ALL])
+    share = _shares(costs[name], costs[ALL])
     return (
         f" A backward pass then takes {share['backward']:.0%} of the operations of one of all layers and keeps "
         f"{share['kept']:.0%} of the memory; {share['moving']:.0%} of the parameters move."
     )
 
 
-def _gained(best: Result, setting: Setting) -> str:
+def _gained(best: Standing, setting: Setting) -> str:
     """A warning where training may have gained nothing."""
     assert best.errors is not None
-    gain = over_splits(setting.start - best.errors, setting.held, setting.criterion.level)
+    most = setting.most[0]
+    gain = over_splits(setting.start - best.errors, setting.held, setting.criterion.level, (-most, most))
     if gain.low > 0:
         return ""
     return (

@@ -21,9 +21,9 @@ from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.core.stream import generator
 
-__all__ = ["Entry", "Plan", "Result", "Split", "at_rate", "frozen_but", "planned", "race", "splits_of"]
+__all__ = ["Entry", "Fold", "Rungs", "Standing", "at_rate", "frozen_but", "planned", "race", "splits_of"]
 
-Start = Callable[["Entry", "Split"], tuple[Iterator[State], int]]
+Begin = Callable[["Entry", "Fold"], tuple[Iterator[State], int]]
 """From an entry and a split to the states of its training, one for each epoch, and the steps of an epoch."""
 
 # Rungs, as shares of a whole training; at each some entries are left behind.
@@ -41,7 +41,7 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Fold:
     """Indices of the samples to train on and of those held out, and the seed of the batches."""
 
     train: Tensor
@@ -50,7 +50,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Rungs:
     """How many entries train up to how many epochs: ``counts`` go with ``epochs``; ``steps`` are those of all."""
 
     epochs: tuple[int, ...]
@@ -59,7 +59,7 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Standing:
     """How an entry did.
 
     Attributes:
@@ -80,7 +80,7 @@ class Result:
         return math.inf if self.scores is None else float(self.scores.mean())
 
 
-def splits_of(samples: int, folds: int, repeats: int, seed: int) -> list[Split]:
+def splits_of(samples: int, folds: int, repeats: int, seed: int) -> list[Fold]:
     """Repeated k-fold splits: each sample is held out once in each repeat."""
     found = []
     for repeat in range(repeats):
@@ -88,24 +88,28 @@ def splits_of(samples: int, folds: int, repeats: int, seed: int) -> list[Split]:
         for fold, held in enumerate(order.tensor_split(folds)):
             rest = torch.ones(samples, dtype=torch.bool)
             rest[held] = False
-            found.append(Split(rest.nonzero()[:, 0], held.sort().values, seed + repeat * folds + fold))
+            found.append(Fold(rest.nonzero()[:, 0], held.sort().values, seed + repeat * folds + fold))
     return found
 
 
-def planned(entries: int, epochs: int, each: int, budget: int) -> Plan:
+def planned(entries: int, epochs: int, each: int, budget: float, run: int, spent: int = 0) -> Rungs:
     """The race that leaves behind the same share of the entries at each rung and spends at most the budget.
 
     Args:
         entries: at the start.
         epochs: of a whole training.
         each: steps of one epoch of one entry on all splits.
-        budget: steps in all.
+        budget: in trainings of all samples, of ``run`` steps each.
+        spent: steps of the budget that were taken before.
+
+    Returns:
+        The plan; its steps are those of the race and those spent.
 
     Raises:
         UserError: if the budget is too small.
 
-    >>> planned(8, 4, each=10, budget=180)
-    Plan(epochs=(1, 2, 4), counts=(8, 5, 2), steps=170)
+    >>> planned(8, 4, each=10, budget=18, run=10)
+    Rungs(epochs=(1, 2, 4), counts=(8, 4, 2), steps=160)
     """
     lengths = tuple(sorted({math.ceil(share * epochs) for share in _RUNGS}))
     parts = [length - before for length, before in zip(lengths, (0, *lengths), strict=False)]
@@ -114,12 +118,12 @@ def planned(entries: int, epochs: int, each: int, budget: int) -> Plan:
         counts = [entries]
         while len(counts) < len(lengths):
             counts.append(min(entries, max(_LEAST, math.ceil(counts[-1] * first / entries))))
-        steps = each * sum(count * part for count, part in zip(counts, parts, strict=True))
-        if steps <= budget:
-            return Plan(lengths, tuple(counts), steps)
+        steps = spent + each * sum(count * part for count, part in zip(counts, parts, strict=True))
+        if steps <= budget * run:
+            return Rungs(lengths, tuple(counts), steps)
     raise UserError(
-        f"`budget`: got {budget} steps, expected at least {steps} for {entries} pairs of layers and rate; give a "
-        "larger one, or fewer `rates`, `candidates` or `folds`"
+        f"`budget`: got {budget:g} trainings, expected at least {math.ceil(10 * steps / run) / 10:g} for {entries} "
+        "pairs of layers and rate; give a larger one, or fewer `rates`, `candidates` or `folds`"
     )
 
 
@@ -176,11 +180,11 @@ class _Trial:
 class _Runner:
     """All trials of one entry, and what they have shown so far."""
 
-    def __init__(self, entry: Entry, start: Start, problem: Problem, splits: Sequence[Split]) -> None:
+    def __init__(self, entry: Entry, start: Begin, problem: Problem, splits: Sequence[Fold]) -> None:
         self._problem, self._held = problem, [problem.train.take(split.held) for split in splits]
         pairs = zip(splits, self._held, strict=True)
         self._trials = [_Trial(*start(entry, split), held) for split, held in pairs]
-        self.result = Result(entry, 0, None, None)
+        self.result = Standing(entry, 0, None, None)
 
     def advance(self, epochs: int) -> None:
         """Train on all splits."""
@@ -205,12 +209,12 @@ class _Runner:
 
 def race(
     entries: Sequence[Entry],
-    start: Start,
+    start: Begin,
     problem: Problem,
-    splits: Sequence[Split],
-    plan: Plan,
+    splits: Sequence[Fold],
+    plan: Rungs,
     tick: Callable[[int], None],
-) -> list[Result]:
+) -> list[Standing]:
     """Train all entries up to the first rung, the better ones up to the next, and so on.
 
     The best of those that move all layers goes to the end whatever happens.
@@ -227,7 +231,7 @@ def race(
         One result for each entry: those at the end, the best first, then those left behind last.
     """
     live = [_Runner(entry, start, problem, splits) for entry in sorted(entries, key=_place)]
-    behind: list[Result] = []
+    behind: list[Standing] = []
     for epochs, count in zip(plan.epochs, plan.counts, strict=True):
         best = next(runner for runner in live if runner.result.entry.candidate.name == ALL)
         kept = live[:count] if best in live[:count] else [*live[: count - 1], best]

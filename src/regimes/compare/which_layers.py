@@ -28,7 +28,7 @@ from regimes.compare.linear import criterion_of, generators_kept
 from regimes.compare.loop import MakeOptimizer
 from regimes.compare.prepare import Data, prepared
 from regimes.compare.problem import Problem, answers, losses
-from regimes.compare.race import Entry, Plan, Result, Split, at_rate, frozen_but, planned, race, splits_of
+from regimes.compare.race import Entry, Fold, Rungs, Standing, at_rate, frozen_but, planned, race, splits_of
 from regimes.compare.saving import Cost, step_cost
 from regimes.control.layers.order import Depths, by_depth, inside
 from regimes.core.batch import Inputs, feed, take
@@ -59,8 +59,8 @@ def which_layers(
     epochs: int = 20,
     candidates: Mapping[str, control.Moves] | None = None,
     layers: Sequence[str] | None = None,
-    budget: float = 40.0,
-    folds: int = 4,
+    budget: float = 50.0,
+    folds: int = 5,
     repeats: int = 1,
     seed: int = 0,
     margin: float = 0.01,
@@ -101,8 +101,9 @@ def which_layers(
             "all" is among them in any case.
         layers: names of modules that are one layer each, such as ``["encoder.layer.*"]``; see ``control.layer_plan``.
         budget: of steps, in multiples of one training of all samples: ``budget * epochs * ceil(n / batch_size)``.
-        folds: a split trains on all samples but one of so many parts.
-        repeats: how often samples are cut into folds anew. Both cost trainings and narrow the intervals.
+        folds: a split trains on all samples but one of so many parts. More of them, such as 10, make intervals much
+            narrower, and cost as many more trainings.
+        repeats: how often the samples are cut into folds anew.
         seed: of splits and batches.
         margin: of the score, that may be lost by training all layers.
         level: of all intervals.
@@ -166,6 +167,8 @@ class _Call:
         module = problem.network.get_submodule("module")
         found = by_depth(module, take(problem.train.x, slice(0, 2)), asked.layers)
         self._check_optimizer()
+        if asked.folds > n:
+            raise UserError(f"`folds`: got {asked.folds} for {n} samples, expected at most {n}")
         splits = splits_of(n, asked.folds, asked.repeats, self.protocol.seed)
         run = self.protocol.steps(n) * self.protocol.epochs
         each = sum(self.protocol.steps(len(split.train)) for split in splits)
@@ -173,18 +176,19 @@ class _Call:
         if sets is None:
             sets, spent = self._found(found)
         entries = [Entry(one, rate) for one in sets for rate in asked.rates]
-        plan = planned(len(entries), self.protocol.epochs, each, math.floor(asked.budget * run) - spent)
+        plan = planned(len(entries), self.protocol.epochs, each, asked.budget, run, spent)
         costs = {one.name: self._cost(one, found) for one in sets}
         results = self._raced(entries, splits, plan, found, progress)
         start = problem.score(answers(problem.network, problem.train.x), problem.train.y).error.cpu()
         by_split = np.array([float(start[split.held].mean()) for split in splits])
         held = float(np.mean([len(split.held) / len(split.train) for split in splits]))
-        setting = Setting(found.layers, criterion, held, plan, run, spent + plan.steps, by_split)
+        most = (1.0, 2.0) if problem.unit is None else (math.inf, math.inf)
+        setting = Setting(found.layers, criterion, most, held, plan, run, by_split)
         return concluded(results, costs, setting)
 
     def _raced(
-        self, entries: Sequence[Entry], splits: Sequence[Split], plan: Plan, found: Depths, progress: bool
-    ) -> list[Result]:
+        self, entries: Sequence[Entry], splits: Sequence[Fold], plan: Rungs, found: Depths, progress: bool
+    ) -> list[Standing]:
         """The results of all pairs, with a bar."""
         total = sum(
             count * (end - start)
@@ -201,7 +205,7 @@ class _Call:
 
             return race(entries, partial(self._start, found), self.problem, splits, plan, tick)
 
-    def _start(self, found: Depths, entry: Entry, split: Split) -> tuple[Iterator[State], int]:
+    def _start(self, found: Depths, entry: Entry, split: Fold) -> tuple[Iterator[State], int]:
         """The training of a pair on a split."""
         part = self.problem.train.take(split.train.to(self.problem.train.y.device))
         maker = at_rate(self.protocol.optimizer or torch.optim.Adam, entry.rate)
@@ -220,7 +224,7 @@ class _Call:
         )
         n = len(self.problem.train)
         states, epoch = self._start(
-            found, everything, Split(torch.arange(n), torch.arange(0), self.protocol.seed)
+            found, everything, Fold(torch.arange(n), torch.arange(0), self.protocol.seed)
         )
         steps = epoch * math.ceil(self.protocol.epochs / 4)
         end = next(state for state in states if state.step >= steps or state.status == "diverged")
