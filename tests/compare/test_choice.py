@@ -10,7 +10,7 @@ import pytest
 from regimes.compare.candidates import Candidate
 from regimes.compare.choice import LayerChoice, Setting, concluded, over_splits
 from regimes.compare.comparison import Criterion
-from regimes.compare.race import Entry, Rungs, Standing
+from regimes.compare.race import Pair, Rungs, Standing
 from regimes.compare.saving import Cost
 from regimes.core.estimate import mean, quantile
 
@@ -21,7 +21,7 @@ NOISE = np.array([0.01, -0.01, 0.02, -0.02, 0.0])
 
 def standing(name: str, level: float, epochs: int = 4, flip: int = 1) -> Standing:
     scores = None if math.isnan(level) else level + flip * NOISE
-    return Standing(Entry(Candidate.of(name, SETS[name], LAYERS), 0.1), epochs, scores, scores)
+    return Standing(Pair(Candidate.of(name, SETS[name], LAYERS), 0.1), epochs, scores, scores)
 
 
 def said(*standings: Standing, start: float = 0.9) -> LayerChoice:

@@ -21,9 +21,9 @@ from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.core.stream import generator
 
-__all__ = ["Entry", "Fold", "Rungs", "Standing", "at_rate", "frozen_but", "planned", "race", "splits_of"]
+__all__ = ["Fold", "Pair", "Rungs", "Standing", "at_rate", "frozen_but", "planned", "race", "splits_of"]
 
-Begin = Callable[["Entry", "Fold"], tuple[Iterator[State], int]]
+Begin = Callable[["Pair", "Fold"], tuple[Iterator[State], int]]
 """From an entry and a split to the states of its training, one for each epoch, and the steps of an epoch."""
 
 # Rungs, as shares of a whole training; at each some entries are left behind.
@@ -33,7 +33,7 @@ _LEAST = 2
 
 
 @dataclass(frozen=True)
-class Entry:
+class Pair:
     """A set of layers and a learning rate."""
 
     candidate: Candidate
@@ -69,7 +69,7 @@ class Standing:
         scores: likewise of what the race is decided by (``calibrate``).
     """
 
-    entry: Entry
+    entry: Pair
     epochs: int
     errors: np.ndarray | None
     scores: np.ndarray | None
@@ -180,7 +180,7 @@ class _Trial:
 class _Runner:
     """All trials of one entry, and what they have shown so far."""
 
-    def __init__(self, entry: Entry, start: Begin, problem: Problem, splits: Sequence[Fold]) -> None:
+    def __init__(self, entry: Pair, start: Begin, problem: Problem, splits: Sequence[Fold]) -> None:
         self._problem, self._held = problem, [problem.train.take(split.held) for split in splits]
         pairs = zip(splits, self._held, strict=True)
         self._trials = [_Trial(*start(entry, split), held) for split, held in pairs]
@@ -208,7 +208,7 @@ class _Runner:
 
 
 def race(
-    entries: Sequence[Entry],
+    entries: Sequence[Pair],
     start: Begin,
     problem: Problem,
     splits: Sequence[Fold],
@@ -247,6 +247,6 @@ def race(
     return [*(runner.result for runner in live), *behind]
 
 
-def _place(entry: Entry) -> tuple[bool, list[int], float]:
+def _place(entry: Pair) -> tuple[bool, list[int], float]:
     """An order of entries that hangs on nothing but themselves: all layers first, for they win a tie."""
     return entry.candidate.name != ALL, sorted(entry.candidate.places), entry.rate

@@ -28,7 +28,7 @@ from regimes.compare.linear import criterion_of, generators_kept
 from regimes.compare.loop import MakeOptimizer
 from regimes.compare.prepare import Data, prepared
 from regimes.compare.problem import Problem, answers, losses
-from regimes.compare.race import Entry, Fold, Rungs, Standing, at_rate, frozen_but, planned, race, splits_of
+from regimes.compare.race import Fold, Pair, Rungs, Standing, at_rate, frozen_but, planned, race, splits_of
 from regimes.compare.saving import Cost, step_cost
 from regimes.control.layers.order import Depths, by_depth, inside
 from regimes.core.batch import Inputs, feed, take
@@ -175,7 +175,7 @@ class _Call:
         spent, sets = 0, given(asked.candidates, found.layers) if asked.candidates is not None else None
         if sets is None:
             sets, spent = self._found(found)
-        entries = [Entry(one, rate) for one in sets for rate in asked.rates]
+        entries = [Pair(one, rate) for one in sets for rate in asked.rates]
         plan = planned(len(entries), self.protocol.epochs, each, asked.budget, run, spent)
         costs = {one.name: self._cost(one, found) for one in sets}
         results = self._raced(entries, splits, plan, found, progress)
@@ -187,7 +187,7 @@ class _Call:
         return concluded(results, costs, setting)
 
     def _raced(
-        self, entries: Sequence[Entry], splits: Sequence[Fold], plan: Rungs, found: Depths, progress: bool
+        self, entries: Sequence[Pair], splits: Sequence[Fold], plan: Rungs, found: Depths, progress: bool
     ) -> list[Standing]:
         """The results of all pairs, with a bar."""
         total = sum(
@@ -205,7 +205,7 @@ class _Call:
 
             return race(entries, partial(self._start, found), self.problem, splits, plan, tick)
 
-    def _start(self, found: Depths, entry: Entry, split: Fold) -> tuple[Iterator[State], int]:
+    def _start(self, found: Depths, entry: Pair, split: Fold) -> tuple[Iterator[State], int]:
         """The training of a pair on a split."""
         part = self.problem.train.take(split.train.to(self.problem.train.y.device))
         maker = at_rate(self.protocol.optimizer or torch.optim.Adam, entry.rate)
@@ -219,7 +219,7 @@ class _Call:
         known = {each.places: each for each in blocks(found.layers)}
         places = above_half(relative_gradients(self.problem, found))
         known.setdefault(places, Candidate.of(_GRADIENTS, places, found.layers))
-        everything = Entry(
+        everything = Pair(
             known[frozenset(range(len(found.layers)))], sorted(self.asked.rates)[len(self.asked.rates) // 2]
         )
         n = len(self.problem.train)
