@@ -75,6 +75,15 @@ def _adam(p: Tensor, g: Tensor, state: dict[str, Any], lr: float, weight_decay: 
     p -= lr * state["m"] / (1 - 0.9**t) / ((state["s"] / (1 - 0.999**t)).sqrt() + 1e-8)
 
 
+def _idle(state: dict[str, Any]) -> None:
+    """A step with gradient 0 of what has a state, without a step of the weights."""
+    for name, factor in (("v", 0.9), ("m", 0.9), ("s", 0.999)):
+        if name in state:
+            state[name] = factor * state[name]
+    if "t" in state:
+        state["t"] += 1
+
+
 RULES: Mapping[str, Callable[..., None]] = {"sgd": _sgd, "momentum": _sgd, "adam": _adam, "adamw": _adam}
 
 
@@ -102,8 +111,10 @@ def plain(
     rule: Callable[..., None],
     settings: Mapping[str, Any],
     scale: Callable[[str], float] = lambda _: 1.0,
+    state: str | None = None,
 ) -> None:
-    """The same by hand: all gradients, and a step of those that move and have one."""
+    """The same by hand: all gradients, and a step of those that move and have one. Velocities decay in between."""
+    decays = settings.get("momentum") if state is None else state == "decay"
     own = {name: p for name, p in module.named_parameters() if p.requires_grad}
     states: dict[str, dict[str, Any]] = {name: {} for name in own}
     for step, pieces in enumerate(data):
@@ -115,6 +126,8 @@ def plain(
                 if g is not None:
                     total[name] = total.get(name, 0.0) + g.to_dense()
         with torch.no_grad():
+            for name in own.keys() - moving(step) if decays else ():
+                _idle(states[name])
             for name in moving(step) & total.keys():
                 before = own[name].clone()
                 rule(own[name], total[name], states[name], **settings)
@@ -167,5 +180,5 @@ def compare(
         for layer in names
         for each in names[layer]
     }
-    plain(other, policy.plan, data, RULES[kind], SETTINGS[kind][1], scale.__getitem__)
+    plain(other, policy.plan, data, RULES[kind], SETTINGS[kind][1], scale.__getitem__, more.get("state"))
     assert_same(module, other)

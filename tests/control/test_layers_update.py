@@ -120,33 +120,33 @@ def test_offloaded_state_is_the_same_training() -> None:
     assert_same(one, other, 0.0)
 
 
-def _idle(kind: str, state: dict[str, Any]) -> None:
-    """A step with gradient 0 of what has a state, without a step of the weights."""
-    if "v" in state:
-        state["v"] = 0.9 * state["v"]
-    if kind == "adamw" and state:
-        state["m"], state["s"], state["t"] = 0.9 * state["m"], 0.999 * state["s"], state["t"] + 1
-
-
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adamw"])
+@pytest.mark.parametrize("state", ["decay", "keep"])
 @pytest.mark.parametrize("moves", [CUT, control.RandomLayers(1), control.CyclicBlocks(interval=3)], ids=repr)
-def test_state_decays_as_if_gradients_had_been_0(kind: str, moves: control.Moves) -> None:
-    module = MODULES["skips"]()
-    twin = copy.deepcopy(module)
-    optimizer = optimiser(kind, module)
-    policy = control.LayerwiseSparse(module, optimizer, moves, example=X, seed=2, state="decay")
-    own = dict(twin.named_parameters())
-    states: dict[str, dict[str, Any]] = {name: {} for name in own}
-    for step, (x,) in enumerate(batches(X, 12)):
-        train(module, optimizer, [[x]])
-        grads = torch.autograd.grad(loss_of(twin(x)), list(own.values()))
-        with torch.no_grad():
-            for (name, p), g in zip(own.items(), grads, strict=True):
-                if name in policy.plan(step):
-                    RULES[kind](p, g, states[name], **SETTINGS[kind][1])
-                else:
-                    _idle(kind, states[name])
-    assert_same(module, twin)
+def test_state_decays_as_if_gradients_had_been_0_or_is_kept(
+    kind: str, state: str, moves: control.Moves
+) -> None:
+    compare(MODULES["skips"], X, moves, kind, steps=12, state=state)
+
+
+def test_momentum_decays_where_nothing_is_said_and_all_else_is_kept() -> None:
+    module = MODULES["mlp"]()
+    for kind, expected in (("sgd", "keep"), ("momentum", "decay"), ("adamw", "keep")):
+        policy = control.LayerwiseSparse(module, optimiser(kind, module), CUT, example=X)
+        assert policy.state_dict()["state"] == expected
+        policy.remove()
+
+
+def test_a_velocity_is_as_it_was_until_its_layer_moves() -> None:
+    module = MODULES["mlp"]()
+    optimizer = optimiser("momentum", module)
+    policy = control.LayerwiseSparse(module, optimizer, control.RandomLayers(1), example=X)
+    for _ in range(12):
+        own = dict(module.named_parameters())
+        still = own.keys() - policy.plan(policy.step)
+        before = {name: copy.deepcopy(optimizer.state.get(own[name], {})) for name in still}
+        train(module, optimizer, [[X]])
+        assert all(str(optimizer.state.get(own[name], {})) == str(before[name]) for name in still)
 
 
 def quadratic(

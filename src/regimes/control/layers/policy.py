@@ -16,7 +16,7 @@ from regimes.control.layers.order import by_depth, inside
 from regimes.control.layers.passes import Passes, refuse_watched
 from regimes.control.layers.plan import LayerPlan, plan_of
 from regimes.control.layers.roster import Roster
-from regimes.control.layers.update import OptimizerState, Updates, check_known
+from regimes.control.layers.update import OptimizerState, Updates, at_rest, check_known
 from regimes.core.batch import Inputs
 from regimes.core.batch import check as check_inputs
 from regimes.core.check import checked, shown
@@ -57,10 +57,11 @@ class LayerwiseSparse:
         largest_factor: a layer that moves with probability p takes min(1/p, largest_factor) times its step. 1, the
             default, leaves steps as they are; infinity makes the mean step that of a layer that always moves, at the
             price of its variance. It multiplies what the optimiser did to the weights, not the gradient.
-        state: what becomes of the state of the optimiser while a layer does not move: "keep" it as it is, "drop" it,
-            "offload" it to the memory of the CPU, or let it "decay" as if gradients had been 0, which ``SGD``, ``Adam``
-            and ``AdamW`` can: n steps multiply momentum by mu^n, the moments by beta^n, and count for the bias
-            correction.
+        state: what becomes of the state of the optimiser of a layer that does not move: "keep" it as it is, "drop" it,
+            "offload" it to the memory of the CPU, or let it "decay" when it moves again, as if gradients had been 0,
+            which ``SGD``, ``Adam`` and ``AdamW`` can: n steps multiply momentum by mu^n, the moments by beta^n, and
+            count for the bias correction. None is "decay" for ``SGD`` with momentum, since a velocity that is kept
+            remembers 1 / (p (1 - mu)) steps, and "keep" for all else.
         warmup: after state was dropped, so many steps of the layer grow from 1/warmup to 1 times themselves.
         by_curvature: min(1/p, largest_factor) is only what the factor of a layer may grow to. It begins at 1, and goes
             by the slope g . s at the layer's next step along its last one, s: if the loss still falls there the factor
@@ -102,11 +103,10 @@ class LayerwiseSparse:
         seed: int = 0,
         layers: Sequence[str] | None = None,
         largest_factor: float = 1.0,
-        state: OptimizerState = "keep",
+        state: OptimizerState | None = None,
         warmup: int = 0,
         by_curvature: bool = False,
     ) -> None:
-        _check_settings(module, largest_factor, state, warmup, by_curvature)
         refuse_watched(module)
         check_inputs(example, "example")
         network = inside(module)
@@ -122,6 +122,8 @@ class LayerwiseSparse:
         self._others = [p for p in own.values() if id(p) not in known]
         self._roster = Roster(network.modules())
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        state = state or at_rest(optimizers)
+        _check_settings(module, largest_factor, state, warmup, by_curvature)
         self._check_held(optimizers)
         if state == "decay":
             check_known(optimizers)

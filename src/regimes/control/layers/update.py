@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from regimes.core.error import UserError
 
-__all__ = ["OptimizerState", "Updates", "check_known"]
+__all__ = ["OptimizerState", "Updates", "at_rest", "check_known"]
 
 OptimizerState = Literal["keep", "drop", "offload", "decay"]
 
@@ -53,6 +53,7 @@ class Updates:
         self.factors = [1.0] * len(layers) if by_curvature else [*factors]
         self.last: dict[Tensor, Tensor] = {}
         self._judged: set[int] = set()
+        self._decayed: set[int] = set()
         self._start: list[tuple[Tensor, Tensor, float]] = []
 
     def numbers(self) -> dict[str, list[Any]]:
@@ -63,7 +64,7 @@ class Updates:
         """Go on with those."""
         self.ages, self.idle = ([int(each) for each in numbers[name]] for name in ("ages", "idle"))
         self.factors = [float(each) for each in numbers["factors"]]
-        self.last, self._judged = {}, set()
+        self.last, self._judged, self._decayed = {}, set(), set()
 
     def knows(self, p: Tensor) -> bool:
         """Whether an optimiser keeps something of a parameter, which it does from its first step on."""
@@ -75,7 +76,13 @@ class Updates:
             each.state.pop(p, None)
 
     def before(self, optimizer: Optimizer, moving: frozenset[int]) -> None:
-        """Keep the weights whose step is going to be multiplied."""
+        """Let decay what an optimiser kept, and keep the weights whose step is going to be multiplied."""
+        if self._state == "decay" and id(optimizer) not in self._decayed:
+            self._decayed.add(id(optimizer))
+            for place in moving:
+                for p in self._layers[place] if self.idle[place] else ():
+                    if p in optimizer.state:
+                        _decay(optimizer, p, self.idle[place])
         for place in moving - self._judged if self._by_curvature else ():
             self._judge(place)
         factors = {
@@ -106,7 +113,7 @@ class Updates:
             (age + 1 if place in moved else age) if place in moving else 0
             for place, age in enumerate(self.ages)
         ]
-        self._judged = set()
+        self._judged, self._decayed = set(), set()
         self.idle = [0 if place in moved else n + 1 for place, n in enumerate(self.idle)]
         for place in (moved - moving) if self._state in ("drop", "offload") else ():
             for p in self._layers[place]:
@@ -114,9 +121,6 @@ class Updates:
                     self.forget(p)
             for optimizer, p in self._pairs(place):
                 _move(optimizer, p, torch.device("cpu"))
-        for place in (moving - moved) if self._state == "decay" else ():
-            for optimizer, p in self._pairs(place):
-                _decay(optimizer, p, self.idle[place])
         for place in (moving - moved) if self._state == "offload" else ():
             for optimizer, p in self._pairs(place):
                 _move(optimizer, p, p.device)
@@ -156,6 +160,12 @@ def _move(optimizer: Optimizer, p: Tensor, device: torch.device) -> None:
     for name, value in state.items():
         if isinstance(value, Tensor) and value.dim():
             state[name] = value.to(device)
+
+
+def at_rest(optimizers: Sequence[Optimizer]) -> OptimizerState:
+    """What becomes of the state of a layer that does not move, where nothing is said."""
+    momentum = any(group.get("momentum") for each in optimizers for group in each.param_groups)
+    return "decay" if momentum and all(type(each) is SGD for each in optimizers) else "keep"
 
 
 def check_known(optimizers: Sequence[Optimizer]) -> None:
