@@ -56,6 +56,7 @@ RECORDS = {
     *(
         "compare.Comparison",
         "compare.LayerChoice",
+        "compare.Payoff",
         "study.Failure",
         "study.Forecast",
         "study.Interrupted",
@@ -114,6 +115,13 @@ def on_top(module: nn.Module) -> control.LayerwiseSparse:
 def study() -> Study:
     return Study(
         "toys", "Toys", [Toy], {"quick": Scale(lambda settings: grid(Toy, width=[1, 2]), "1 s", "two")}
+    )
+
+
+@functools.cache
+def costs() -> measure.LayerCosts:
+    return measure.layer_costs(
+        network(), [(inputs(), signs())], lambda out, y: (out[:, 0] - y).square().mean()
     )
 
 
@@ -283,6 +291,20 @@ BASES: dict[str, Callable[[], Arguments]] = {
         "lr": 0.1,
         "epochs": 2,
     },
+    "compare.would_sampling_pay": lambda: {
+        "module": models.mlp(3, 4, 1),
+        "x": inputs(8),
+        "y": signs(8),
+        "x_test": inputs(6),
+        "y_test": signs(6),
+        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        "loss": loss.squared,
+        "rates": [1.0],
+        "policies": {"cut": control.Cut(0.5)},
+        "costs": costs(),
+        "epochs": 1,
+        "seeds": 2,
+    },
     "report.activity.layers_in_time": lambda: {"frame": layers()},
     "report.claim.Claim": lambda: {
         "id": "R1",
@@ -372,5 +394,7 @@ ENDLESS = {
     ("compare.which_layers", "epochs"),
     ("compare.which_layers", "repeats"),
     ("compare.would_linear_do", "epochs"),
+    ("compare.would_sampling_pay", "epochs"),
+    ("compare.would_sampling_pay", "seeds"),
     ("measure.reset_test", "draws"),
 }

@@ -97,8 +97,8 @@ RULES = (
     Rule("1/p has no limit then", "control.LayerwiseSparse", "largest_factor", "infinite"),
     Rule(
         "no names are none",
-        "compare.which_layers control.Fixed control.LayerwiseSparse control.RandomLayers control.layer_plan "
-        "measure.layer_costs",
+        "compare.which_layers compare.would_sampling_pay control.Fixed control.LayerwiseSparse control.RandomLayers "
+        "control.layer_plan measure.layer_costs",
         "always layers names",
         "empty",
     ),

@@ -118,3 +118,16 @@ def test_what_came_is_said_in_one_line() -> None:
     for value in (Broken(), "x" * 1000, 10**5000):
         with pytest.raises(UserError, match=r"^`bias`: got an object of type \w+, expected True or False$"):
             called(bias=value)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_error_behind_a_function_among_the_arguments_is_that_error() -> None:
+    @checked
+    def apply(make: Callable[[Sequence[int]], float], values: Sequence[int]) -> float:
+        return make(values)
+
+    with pytest.raises(ValueError, match="of its own"):
+        apply(fails, [1, 2])
+
+
+def fails(values: Sequence[int]) -> float:
+    raise ValueError("of its own")

@@ -119,7 +119,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _is_inputs(hint: Any) -> bool:
     """Whether the annotation is that of the inputs of a network (``core.batch.Inputs``), or of those or None."""
-    return {Sequence[Any], Mapping[str, Any]} <= set(get_args(hint))
+    return all(each in get_args(hint) for each in (Sequence[Any], Mapping[str, Any]))
 
 
 def _every(parameter: inspect.Parameter, kind: Kind, value: Any) -> Any:

@@ -37,7 +37,7 @@ class Prediction:
         forward, backward, optimizer: seconds of its parts.
         ratio: seconds of the step over those of one that moves all layers.
         kept_mean, kept_most: bytes that its forward pass keeps for the backward pass, on average and at most.
-        variance: sum_l |g_l|^2 / p_l over sum_l |g_l|^2: the second moment of the gradient where each layer counts
+        variance: sum_l ||g_l||^2 / p_l over sum_l ||g_l||^2: the second moment of the gradient where each layer counts
             1/p_l times when it moves, over that of full training. Infinite where a layer with a gradient never moves.
     """
 
@@ -71,7 +71,7 @@ class LayerCosts:
     Attributes:
         layers: their names, from the bottom, next to the inputs, to the top.
         parameters: how many numbers each has.
-        squared_norms: the mean of |g_l|^2 over the batches.
+        squared_norms: the mean of ||g_l||^2 over the batches.
         times: seconds of the parts of a step.
         kept: bytes that a forward pass keeps, each with the layers (by their places) any one of which keeps them.
     """
@@ -146,7 +146,7 @@ class LayerCosts:
         the gradient of its weights; ``through``, passing the gradient on to what is below it (for the second layer from
         the bottom that is part of the ``weights`` of the first: neither is done without the other); ``optimizer``;
         ``adds``, what a step costs more if it goes down to this layer, and not only to the one above; ``kept``, the
-        bytes that the forward pass keeps more then; ``squared_norm``, the mean of |g_l|^2.
+        bytes that the forward pass keeps more then; ``squared_norm``, the mean of ||g_l||^2.
         """
         n, every = len(self.layers), self._above(0)
         totals = [self._total(self._above(place)) for place in range(n + 1)]

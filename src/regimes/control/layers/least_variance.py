@@ -27,14 +27,14 @@ def least_variance(
     r"""The cut of least gradient variance among those that cost the same.
 
     A layer that moves with probability p_l, and then by 1/p_l times its gradient g_l, follows the full gradient on
-    average. Sampling adds sum_l |g_l|^2 (1/p_l - 1) to its variance. A step costs sum_l p_l b_l on average, where b_l
+    average. Sampling adds sum_l ||g_l||^2 (1/p_l - 1) to its variance. A step costs sum_l p_l b_l on average, where b_l
     is what going down to layer l, and moving it, adds. The probabilities solve
 
     .. math:: \min_p \sum_l |g_l|^2 / p_l \quad \text{with} \quad \sum_l p_l b_l \le \text{budget},
         \quad 0 \le p_1 \le \dots \le p_n = 1.
 
-    Without the order and the bounds that is p_l ~ \|g_l\| / sqrt(b_l). Neighbours in the wrong order are pooled: a
-    block of layers has p ~ sqrt(sum |g_l|^2 / sum b_l). What is above 1 is cut off there, and the common factor is
+    Without the order and the bounds that is p_l ~ ||g_l|| / sqrt(b_l). Neighbours in the wrong order are pooled: a
+    block of layers has p ~ sqrt(sum ||g_l||^2 / sum b_l). What is above 1 is cut off there, and the common factor is
     such that the whole budget is spent. A layer that costs nothing moves as often as the one above it. Layers without
     a gradient, with none below them that has one, get what is left when all others move at every step.
 
@@ -42,7 +42,7 @@ def least_variance(
     have less variance, and follow another direction on average: sum_l p_l g_l.
 
     Args:
-        squared_norms: the mean of |g_l|^2 over batches for each layer from the bottom to the top.
+        squared_norms: the mean of ||g_l||^2 over batches for each layer from the bottom to the top.
         costs: b_l of each layer, in any unit; what is paid at every step belongs to the last one.
         budget: the mean cost of a step, in that unit, from the sum of the ``top`` costs to the sum of all.
         top: so many layers move at every step.
