@@ -270,10 +270,9 @@ def test_compiled_blocks_are_left_out_and_the_others_run_as_compiled() -> None:
     fixed = control.Fixed(top=2)
     policies = [loop_of(net, fixed) for net in (module, plain)]
     prefix = control.CachedPrefix(policies[0], samples=N)
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for net in (module, plain):
-            for rows in orders(4, 5):
-                loss_of(net(X[rows])).backward()
+    for net in (module, plain):
+        for rows in orders(4, 5):
+            loss_of(net(X[rows])).backward()
     for p, other in zip(module.parameters(), plain.parameters(), strict=True):
         assert (p.grad is None) == (other.grad is None)
         if p.grad is not None:
@@ -315,3 +314,19 @@ def test_models_of_hugging_face(name: str) -> None:
             assert prefix.fills <= 2 and len(prefix.skipped) > 2
         nets.append(module)
     assert_same(nets[1], nets[0])
+
+
+def test_another_precision_of_products_is_another_computation() -> None:
+    """By the names of newer versions of torch too, after which the older ones raise."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("an older torch")
+    loop = Loop("residual", True).run(orders(2))
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        loop.run(orders(2))
+        assert loop.cache.fills == 6
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    with torch.no_grad():
+        assert torch.isfinite(loop.module(X)).all()

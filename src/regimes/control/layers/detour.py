@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from regimes.control.layers.fingerprint import precision
 from regimes.control.layers.order import as_written, undisturbed
 from regimes.control.layers.passes import Hook
 from regimes.control.layers.record import Enough, PassRecorder
@@ -164,9 +165,7 @@ def tolerance(value: Tensor) -> float:
     """What a value may differ by in a batch of another size, relative to its largest entry."""
     if not value.dtype.is_floating_point and not value.dtype.is_complex:
         return 0.0
-    fast = value.is_cuda and (
-        torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32
-    )
+    fast = value.is_cuda and not {*precision()} <= {"ieee", "none"}
     return 1e-2 if fast else min(0.05, 256 * torch.finfo(value.dtype).eps)
 
 

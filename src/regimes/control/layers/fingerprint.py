@@ -12,7 +12,7 @@ from torch.nn.modules import module as hooks_of_all
 from regimes.control.layers.contents import Contents
 from regimes.control.layers.roster import Roster
 
-__all__ = ["Computed"]
+__all__ = ["Computed", "precision"]
 
 _LEFT = {"_parameters", "_buffers", "_modules", "_compiled_call_impl", "_is_full_backward_hook"}
 _WHOLE = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, Tensor, nn.Module, type)
@@ -101,8 +101,17 @@ class Computed:
         yield [type(module).forward for _, module in self._modules]
         yield [tuple(vars(hooks_of_all)[each]) for each in _GLOBAL]
         yield [_autocast(kind) for kind in ("cpu", "cuda")]
-        yield torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        yield torch.get_default_dtype(), precision()
         yield [(each.dtype, each.shape, each.device) for _, each in self._tensors]
+
+
+def precision() -> tuple[str, ...]:
+    """How float32 is multiplied on a GPU: "ieee" and "none" are with all digits."""
+    parts = (torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None))
+    if all(hasattr(each, "fp32_precision") for each in parts):  # once they were set the older names raise
+        return tuple(str(getattr(each, "fp32_precision", "")) for each in parts)
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if exact else "tf32", "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 def _whole(value: Any) -> bool:
