@@ -24,12 +24,12 @@ TRAIN, TEST = (X[:50], Y[:50]), (X[50:], Y[50:])
 
 def net(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    hidden = [each for n in (4, 8, 8) for each in (nn.Linear(n, 8), nn.Tanh())]
+    hidden = [each for n in (4, 8) for each in (nn.Linear(n, 8), nn.Tanh())]
     return nn.Sequential(*hidden, nn.Linear(8, 2)).double()
 
 
 def sgd(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.2, momentum=0.5)
+    return torch.optim.SGD(parameters, lr=0.3)
 
 
 @functools.cache
@@ -70,7 +70,7 @@ def errors(module: nn.Module, moves: control.Moves, steps: int, seed: int) -> Te
 def test_each_choice_is_a_plain_loop_of_as_many_steps_as_its_time_allows() -> None:
     found = asked(seed=4)
     moves = {
-        "all layers": control.Fixed(top=4),
+        "all layers": control.Fixed(top=3),
         "planned cut": costs().plan((1 + costs().predict(control.Fixed(top=1)).ratio) / 2),
         "uniform cut": control.UniformCut(),
         "one by one": control.CyclicBlocks(order="random"),
@@ -97,10 +97,10 @@ def test_memory_is_that_of_the_largest_step() -> None:
         kept = costs().predict(control.Fixed(names=[costs().layers[place] for place in moving])).kept_most
         return kept + 8 * sum(sizes[place] for place in moving)
 
-    full = memory(0, 1, 2, 3)
+    full = memory(0, 1, 2)
     assert table["planned cut"]["memory"] == table["uniform cut"]["memory"] == 1
-    assert table["one by one"]["memory"] == pytest.approx(max(memory(place) for place in range(4)) / full)
-    assert table["top half"]["memory"] == pytest.approx(memory(2, 3) / full)
+    assert table["one by one"]["memory"] == pytest.approx(max(memory(place) for place in range(3)) / full)
+    assert table["top half"]["memory"] == pytest.approx(memory(1, 2) / full)
 
 
 def test_it_changes_nothing_and_answers_the_same_again() -> None:

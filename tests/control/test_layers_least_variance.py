@@ -12,7 +12,7 @@ from scipy import optimize
 from regimes import control
 from regimes.core.error import UserError
 
-DRAWS = 40
+DRAWS = 25
 
 
 def variance(squares: np.ndarray, p: np.ndarray) -> float:
