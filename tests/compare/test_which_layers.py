@@ -268,3 +268,33 @@ def test_mistakes_are_named_before_anything_is_trained(name: str) -> None:
     change = dict(change)
     with pytest.raises(UserError, match=message):
         asked(change.pop("module", None), change.pop("x", X), change.pop("y", Y), **change)
+
+
+@pytest.mark.slow
+def test_a_model_of_hugging_face() -> None:
+    """Inputs by name, logits from its outputs, blocks as layers; the policy takes what is chosen."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=20, num_labels=3, attn_implementation="eager", **sizes)
+    model = transformers.BertForSequenceClassification(config).eval()
+    tokens = torch.randint(0, 20, (N, 6), generator=torch.Generator().manual_seed(0))
+    x = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    blocks = ["bert.embeddings", "bert.encoder.layer.*"]
+    settings = {
+        "layers": blocks,
+        "output": lambda out: out.logits,
+        "rates": [0.01],
+        "optimizer": torch.optim.AdamW,
+    }
+    found = asked(model, x, tokens[:, 0] % 3, **settings)
+    assert set(found.layers) <= {
+        "bert.embeddings",
+        *(f"bert.encoder.layer.{i}" for i in (0, 1)),
+        "bert.pooler.dense",
+        "classifier",
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=found.lr)
+    example = {name: value[:2] for name, value in x.items()}
+    policy = control.LayerwiseSparse(model, optimizer, found.moves, example=example, layers=blocks)
+    assert policy.moving == found.layers
