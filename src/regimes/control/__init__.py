@@ -1,7 +1,6 @@
 """What an experimenter may change; each control takes a module, or an optimiser with it."""
 
 from regimes.control.layers import (
-    CachedPrefix,
     Cut,
     CyclicBlocks,
     Fixed,
@@ -14,6 +13,7 @@ from regimes.control.layers import (
     least_variance,
 )
 from regimes.control.linear import Linearized, linearize
+from regimes.control.prefix import CachedPrefix
 from regimes.control.scale import Scaled, scale, unscaled
 from regimes.control.width import LAWS, MEAN_FIELD, MUP, NTK, STANDARD, Law, law, rates, table
 

@@ -1,13 +1,11 @@
 """Which layers move at a step: the order by depth, what moves when, and the policy for a loop of one's own."""
 
-from regimes.control.layers.cached import CachedPrefix
 from regimes.control.layers.least_variance import least_variance
 from regimes.control.layers.moves import Cut, CyclicBlocks, Fixed, Moves, RandomLayers, UniformCut
 from regimes.control.layers.plan import LayerPlan, layer_plan
 from regimes.control.layers.policy import LayerwiseSparse
 
 __all__ = [
-    "CachedPrefix",
     "Cut",
     "CyclicBlocks",
     "Fixed",

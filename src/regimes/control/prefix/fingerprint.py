@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
 
-from regimes.control.layers.contents import Contents
 from regimes.control.layers.roster import Roster
+from regimes.control.prefix.contents import Contents
 
 __all__ = ["Computed", "precision"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from regimes.control.layers.replay import METADATA, Entry, How, Number
+from regimes.control.prefix.replay import METADATA, Entry, How, Number
 from regimes.core.error import UserError
 
 __all__ = ["Enough", "Opaque", "PassRecorder"]

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from regimes.control.layers.replay import Sizes, Slot
+from regimes.control.prefix.replay import Sizes, Slot
 from regimes.core.error import UserError
 
 __all__ = ["SampleTable", "check_path"]

@@ -11,15 +11,15 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from regimes.control.layers.contents import row_keys
-from regimes.control.layers.detour import Recorded, agree, merge, other_samples, perturbed, record
-from regimes.control.layers.fingerprint import Computed
 from regimes.control.layers.order import outputs_of, undisturbed
 from regimes.control.layers.passes import Hook
 from regimes.control.layers.policy import LayerwiseSparse
-from regimes.control.layers.record import Opaque
-from regimes.control.layers.replay import Detour, Replay, replaced
-from regimes.control.layers.table import SampleTable, check_path
+from regimes.control.prefix.contents import row_keys
+from regimes.control.prefix.detour import Recorded, agree, merge, other_samples, perturbed, record
+from regimes.control.prefix.fingerprint import Computed
+from regimes.control.prefix.record import Opaque
+from regimes.control.prefix.replay import Detour, Replay, replaced
+from regimes.control.prefix.table import SampleTable, check_path
 from regimes.core.check import checked
 from regimes.core.error import UserError
 
