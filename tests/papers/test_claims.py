@@ -29,7 +29,7 @@ ROWS = {
 CONTROLS = {
     "feature-lazy": {"R8/dK", "R8/dW", "R10/lazy", "R14/initial"},
     "lazy-training": {"R1/weights", "R1/distance", "R1/outputs", "R2/linear"},
-    "rich-regime": {"R21/cost"},
+    "rich-regime": {"R21/cost", "R21/least"},
 }
 
 
