@@ -14,7 +14,7 @@ CARD = Card(
         "R21",
     ),
     cost={
-        "quick": "1 minute on 2 cores",
+        "quick": "2 minutes on 2 cores",
         "small": "30 minutes on 2 cores",
         "paper": "days of one GPU",
     },

@@ -184,10 +184,13 @@ def _bottom(name: str, rows: Mapping[str, Any], trend: float) -> list[Claim]:
 
 
 def _at_bottom(rows: pd.DataFrame) -> Estimate:
-    """Enrichment of the bottom layer at the largest width; 0 of a seed that has none of the active parameters there."""
+    """Enrichment of the bottom layer at the largest width.
+
+    The geometric mean over seeds; the arithmetic one where a seed has none of the active parameters there.
+    """
     found = _enriched(rows)
-    widest = found.loc[found["width"] == found["width"].max()]
-    return mean(array(widest["enrichment"]))
+    values = array(found.loc[found["width"] == found["width"].max(), "enrichment"])
+    return mean(values, log=bool((values > 0).all()))
 
 
 def _rising(rows: pd.DataFrame) -> Estimate:

@@ -66,8 +66,7 @@ FIGURES = (
         "Test accuracy of each policy, less that of all layers after the same steps, the same counted cost of the "
         "backward passes, the same counted cost of forward and backward passes, and the same seconds on the machine "
         "of this study; paired by seed. The budget is what the sampled policy has spent at its end; a policy that "
-        "ended before counts with its end. Below 0, all layers do better. The top layer alone is far below, and in "
-        "the table.",
+        "ended before counts with its end. Below 0, all layers do better; beyond 1 point the axis is logarithmic.",
     ),
     (
         "mlp_in_time",

@@ -20,6 +20,9 @@ from regimes.report.table import ended, named, need, summary
 
 __all__ = ["cnn_in_time", "equal_budgets", "mlp_in_time", "sparse_error"]
 
+# Differences of accuracy under the axis, in percentage points: even steps to 1, then a logarithmic scale.
+POINTS = (-100, -30, -10, -3, -1, -0.5, 0, 0.5, 1)
+
 
 @styled()
 @checked
@@ -90,7 +93,6 @@ def equal_budgets(frame: pd.DataFrame) -> Figure:
     """Test accuracy of each policy, less that of all layers at the same budget, seed by seed.
 
     One panel for each data set and network. The budgets are those of :func:`regimes.papers.rich_regime.tables.budgets`.
-    The top layer alone is left out: it is so far below that the others could not be told apart.
 
     Arguments:
         frame: rows of a store with the policies of layers.
@@ -98,16 +100,19 @@ def equal_budgets(frame: pd.DataFrame) -> Figure:
     found = budgets(frame)
     keys = ["dataset", "network"]
     groups = [(named(keys, group), own) for group, own in found.groupby(keys, sort=False)]
-    order = [name for name in _ordered(found["policy"].tolist()) if name not in ("all layers", "top only")]
+    order = [name for name in _ordered(found["policy"].tolist()) if name != "all layers"]
     figure, (panels,) = canvas(len(groups), height=3.0)
-    look = marks(range(len(order) + 1))
+    look = marks(range(len(order)))
     for axes, (label, own) in zip(panels, groups, strict=True):
         axes.axhline(0.0, color="0.4", linewidth=0.8, zorder=1)
         for number, name in enumerate(order):
             side = 0.16 * (number - (len(order) - 1) / 2)
-            mark = {**look[number + 1], "linestyle": "none"}
+            mark = {**look[number], "linestyle": "none", "markersize": 5.0}
             curve(axes, _beside_all(own, name, side), "place", mark, name)
         axes.set_xlim(-0.5, len(BUDGETS) - 0.5)
+        axes.set_yscale("symlog", linthresh=1.0)
+        axes.set_yticks(POINTS, [f"{each:g}" for each in POINTS])
+        axes.set_ylim(POINTS[0], 2 * POINTS[-1])
         axes.set_xticks(range(len(BUDGETS)), [_wrapped(words) for words in BUDGETS.values()])
         axes.grid(True, axis="y")
         axes.set_ylabel("test accuracy, less that of\nall layers (points)")
