@@ -21,7 +21,7 @@ from regimes.report.table import ended, named, need, summary
 __all__ = ["cnn_in_time", "equal_budgets", "mlp_in_time", "sparse_error"]
 
 # Differences of accuracy under the axis, in percentage points: even steps to 1, then a logarithmic scale.
-POINTS = (-100, -30, -10, -3, -1, -0.5, 0, 0.5, 1)
+POINTS = (-100, -30, -10, -3, -1, -0.5, 0, 0.5, 1, 3)
 
 
 @styled()
@@ -112,7 +112,7 @@ def equal_budgets(frame: pd.DataFrame) -> Figure:
         axes.set_xlim(-0.5, len(BUDGETS) - 0.5)
         axes.set_yscale("symlog", linthresh=1.0)
         axes.set_yticks(POINTS, [f"{each:g}" for each in POINTS])
-        axes.set_ylim(POINTS[0], 2 * POINTS[-1])
+        axes.set_ylim(POINTS[0], POINTS[-1])
         axes.set_xticks(range(len(BUDGETS)), [_wrapped(words) for words in BUDGETS.values()])
         axes.grid(True, axis="y")
         axes.set_ylabel("test accuracy, less that of\nall layers (points)")
