@@ -62,8 +62,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regimes import compare
-from regimes.compare.candidates import blocks
-from regimes.compare.race import splits_of
+from regimes.compare.layers.candidates import blocks
+from regimes.compare.layers.race import splits_of
 from regimes.control.layers.order import Depths, by_depth
 from regimes.core.stream import generator
 

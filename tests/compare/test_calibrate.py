@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from regimes.compare.calibrate import TEMPERATURES, brier
+from regimes.compare.layers.calibrate import TEMPERATURES, brier
 
 Y = torch.tensor([0, 2, 1, 1, 0])
 

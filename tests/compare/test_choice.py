@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from regimes.compare.candidates import Candidate
-from regimes.compare.choice import LayerChoice, Setting, concluded, over_splits
-from regimes.compare.comparison import Criterion
-from regimes.compare.race import Pair, Rungs, Standing
-from regimes.compare.saving import Cost
+from regimes.compare.layers.candidates import Candidate
+from regimes.compare.layers.choice import LayerChoice, Setting, concluded, over_splits
+from regimes.compare.layers.race import Pair, Rungs, Standing
+from regimes.compare.layers.saving import Cost
+from regimes.compare.task.criterion import Criterion
 from regimes.core.estimate import mean, quantile
 
 LAYERS = ("a", "b", "c")

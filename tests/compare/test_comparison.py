@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from regimes import compare, models
-from regimes.compare.comparison import Criterion, conclude
-from regimes.compare.problem import Fit, Problem, Samples
-from regimes.compare.score import Trial
+from regimes.compare.linear.comparison import conclude
+from regimes.compare.task.criterion import Criterion
+from regimes.compare.task.problem import Fit, Problem, Samples
+from regimes.compare.task.score import Trial
 from regimes.core.loss import squared
 
 N, TRIALS = 400, 40
@@ -139,7 +140,7 @@ def test_the_best_constant_answer_is_a_yardstick_too() -> None:
 
 
 def test_the_numbers_of_the_constant_answer_are_those_of_the_targets() -> None:
-    from regimes.compare.fit import constant
+    from regimes.compare.task.fit import constant
 
     y = torch.tensor([2, 0, 2, 1])
     part = Samples(torch.zeros(4, 1), y)

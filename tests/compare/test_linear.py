@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regimes import compare, control, data, measure, models, train
-from regimes.compare.kernel import largest
+from regimes.compare.linear.kernel import largest
 from regimes.core.error import UserError
 from regimes.core.estimate import mean
 from regimes.core.loss import Loss, cross_entropy, hinge, soft_hinge, squared

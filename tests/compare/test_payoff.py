@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from regimes.compare.payoff import FULL, Payoff, Stakes, Tried, settled
-from regimes.compare.problem import Fit, Problem, Samples
-from regimes.compare.score import Trial
+from regimes.compare.sampling.payoff import FULL, Payoff, Stakes, Tried, settled
+from regimes.compare.task.problem import Fit, Problem, Samples
+from regimes.compare.task.score import Trial
 from regimes.core.loss import cross_entropy
 from regimes.measure.layer_cost import LayerCosts
 from regimes.measure.layer_cost_time import StepTimes

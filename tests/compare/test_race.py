@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from torch import nn
 
-from regimes.compare.race import at_rate, frozen_but, planned, splits_of
+from regimes.compare.layers.race import at_rate, frozen_but, planned, splits_of
 from regimes.core.error import UserError
 
 

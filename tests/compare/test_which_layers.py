@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regimes import compare, control, models
-from regimes.compare.race import splits_of
+from regimes.compare.layers.race import splits_of
 from regimes.core.error import UserError
 from regimes.train.descent import order
 

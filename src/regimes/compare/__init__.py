@@ -1,17 +1,12 @@
 """Several models on one task: would a linear model do, which layers to train, and would sampling them pay.
 
-Data go one way. ``problem`` is what is learnt, ``prepare`` checks it, ``fit`` and ``loop`` train. For a linear model:
-``kernel`` and ``score``, ``comparison``, and the door ``linear``. For layers: ``candidates``, ``race`` with
-``calibrate``, ``saving``, ``choice``, and the door ``which_layers``. For sampled layers: ``score``, ``payoff``, and the
-door ``sampling``.
+``task`` is what all of them have in common: what is learnt, how it is trained, scored and decided. ``linear``,
+``layers`` and ``sampling`` are the three questions; each has a file with the name of its function.
 """
 
-from regimes.compare.choice import LayerChoice
-from regimes.compare.comparison import Comparison
-from regimes.compare.linear import would_linear_do
-from regimes.compare.payoff import Payoff
-from regimes.compare.sampling import would_sampling_pay
-from regimes.compare.which_layers import which_layers
+from regimes.compare.layers import LayerChoice, which_layers
+from regimes.compare.linear import Comparison, would_linear_do
+from regimes.compare.sampling import Payoff, would_sampling_pay
 
 __all__ = [
     "Comparison",

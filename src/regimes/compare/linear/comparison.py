@@ -6,41 +6,18 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import pandas as pd
 
-from regimes.compare.score import Model, Trial, apart, models_of, needed, single
+from regimes.compare.task.criterion import COLUMNS, Answer, Criterion, number, ranges
+from regimes.compare.task.score import Model, Trial, apart, models_of, needed, single
 from regimes.core.estimate import Estimate
 from regimes.core.loss import LOSSES
 
-__all__ = ["COLUMNS", "Answer", "Comparison", "Criterion", "conclude", "number", "ranges"]
-
-Answer = Literal["yes", "no", "open"]
+__all__ = ["Comparison", "conclude"]
 
 NETWORK, LINEAR = "network", "linearisation"
 BASELINES = ("constant", "start")
-# The width of the sentence, about that of the table.
-COLUMNS = 110
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """How it is decided.
-
-    Attributes:
-        margin: the error that may be lost.
-        level: of the intervals.
-    """
-
-    margin: float
-    level: float
-
-    def answer(self, difference: Estimate) -> Answer:
-        """ "yes" if the whole interval is below the margin, "no" if it is above, else "open"."""
-        if difference.high < self.margin:
-            return "yes"
-        return "no" if difference.low > self.margin else "open"
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,17 +222,3 @@ def _covers(trials: Sequence[Trial], models: Mapping[str, Model], varies: Sequen
     }
     notes = "; ".join(f'"{name}" is {what}' for name, what in rows.items() if name in models)
     return f"{said}. {seconds:.1f} s in all." + (f" Here {notes}." if notes else "")
-
-
-def ranges(frame: pd.DataFrame, name: str) -> list[str]:
-    """Values with their intervals."""
-    columns = (frame[name], frame[f"{name}_low"], frame[f"{name}_high"])
-    return [
-        "-" if math.isnan(value) else f"{number(value)} ({number(low)} to {number(high)})"
-        for value, low, high in zip(*columns, strict=True)
-    ]
-
-
-def number(value: float) -> str:
-    """Four digits after the point, more of a small number; a dash for nan."""
-    return "-" if math.isnan(value) else f"{value:.3g}" if abs(value) < 1e-3 and value else f"{value:.4f}"

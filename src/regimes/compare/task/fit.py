@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from regimes import control, train
-from regimes.compare.loop import MakeOptimizer, make_optimizer, optimised
-from regimes.compare.problem import Fit, Problem, Samples, answers, losses, pieces
+from regimes.compare.task.loop import MakeOptimizer, make_optimizer, optimised
+from regimes.compare.task.problem import Fit, Problem, Samples, answers, losses, pieces
 from regimes.core.batch import feed
 from regimes.core.error import UserError
 from regimes.core.loss import Loss

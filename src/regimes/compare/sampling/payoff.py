@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from regimes.compare.comparison import Answer
-from regimes.compare.score import Model, Trial, apart, models_of, single
+from regimes.compare.task.criterion import Answer
+from regimes.compare.task.score import Model, Trial, apart, models_of, single
 from regimes.core.estimate import Estimate
 from regimes.measure.layer_cost import LayerCosts
 

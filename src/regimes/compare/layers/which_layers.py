@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regimes import control
-from regimes.compare.candidates import (
+from regimes.compare.layers.candidates import (
     Candidate,
     above_half,
     blocks,
@@ -21,15 +21,24 @@ from regimes.compare.candidates import (
     relative_changes,
     relative_gradients,
 )
-from regimes.compare.choice import LayerChoice, Setting, concluded
-from regimes.compare.comparison import Criterion
-from regimes.compare.fit import Protocol
-from regimes.compare.linear import criterion_of, generators_kept
-from regimes.compare.loop import MakeOptimizer
-from regimes.compare.prepare import Data, prepared
-from regimes.compare.problem import Problem, answers, losses
-from regimes.compare.race import Fold, Pair, Rungs, Standing, at_rate, frozen_but, planned, race, splits_of
-from regimes.compare.saving import Cost, step_cost
+from regimes.compare.layers.choice import LayerChoice, Setting, concluded
+from regimes.compare.layers.race import (
+    Fold,
+    Pair,
+    Rungs,
+    Standing,
+    at_rate,
+    frozen_but,
+    planned,
+    race,
+    splits_of,
+)
+from regimes.compare.layers.saving import Cost, step_cost
+from regimes.compare.task.criterion import Criterion, criterion_of
+from regimes.compare.task.fit import Protocol
+from regimes.compare.task.loop import MakeOptimizer
+from regimes.compare.task.prepare import Data, generators_kept, prepared
+from regimes.compare.task.problem import Problem, answers, losses
 from regimes.control.layers.order import Depths, by_depth, inside
 from regimes.core.batch import Inputs, feed, take
 from regimes.core.check import checked

@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regimes import control
-from regimes.compare.linear import generators_kept
-from regimes.compare.loop import MakeOptimizer, make_optimizer
-from regimes.compare.payoff import FULL, Payoff, Stakes, Tried, settled
-from regimes.compare.prepare import Data, made, prepared
-from regimes.compare.problem import Fit, Problem, answers, losses
-from regimes.compare.score import Trial
+from regimes.compare.sampling.payoff import FULL, Payoff, Stakes, Tried, settled
+from regimes.compare.task.loop import MakeOptimizer, make_optimizer
+from regimes.compare.task.prepare import Data, Seeded, generators_kept, made, prepared
+from regimes.compare.task.problem import Fit, Problem, answers, losses
+from regimes.compare.task.score import Trial
 from regimes.core.batch import Inputs, feed, take
 from regimes.core.check import checked
 from regimes.core.derivative import Output, columns
@@ -33,12 +32,10 @@ __all__ = ["would_sampling_pay"]
 # Batches whose gradients the plan is made from.
 _BATCHES = 4
 
-Source = nn.Module | Callable[[int], nn.Module]
-
 
 @checked
 def would_sampling_pay(
-    module: Source,
+    module: Seeded,
     x: Inputs,
     y: Tensor,
     x_test: Inputs,
@@ -141,7 +138,7 @@ def would_sampling_pay(
 class _Call:
     """What was asked for, as in :func:`would_sampling_pay`."""
 
-    source: Source
+    source: Seeded
     data: Data
     optimizer: MakeOptimizer
     batch_size: int

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regimes.compare.calibrate import brier
-from regimes.compare.candidates import ALL, Candidate
-from regimes.compare.fit import answers_of
-from regimes.compare.loop import MakeOptimizer
-from regimes.compare.problem import Problem, Samples
+from regimes.compare.layers.calibrate import brier
+from regimes.compare.layers.candidates import ALL, Candidate
+from regimes.compare.task.fit import answers_of
+from regimes.compare.task.loop import MakeOptimizer
+from regimes.compare.task.problem import Problem, Samples
 from regimes.core.error import UserError
 from regimes.core.state import State
 from regimes.core.stream import generator

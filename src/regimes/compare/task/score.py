@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regimes.compare.problem import Fit, Problem
+from regimes.compare.task.problem import Fit, Problem
 from regimes.core.estimate import Estimate, mean, paired_share, share, two_way, two_way_variances
 
 __all__ = ["Model", "Trial", "apart", "models_of", "needed", "single"]

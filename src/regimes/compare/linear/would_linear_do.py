@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from regimes import control
-from regimes.compare.comparison import Comparison, Criterion, conclude
-from regimes.compare.fit import Listener, Protocol, constant, started, stepped
-from regimes.compare.kernel import Form, Solver, choose_solver, largest, solved
-from regimes.compare.loop import MakeOptimizer
-from regimes.compare.prepare import Data, made, prepared
-from regimes.compare.problem import Fit, Problem, losses, tried
-from regimes.compare.score import Trial
+from regimes.compare.linear.comparison import Comparison, conclude
+from regimes.compare.linear.kernel import Form, Solver, choose_solver, largest, solved
+from regimes.compare.task.criterion import Criterion, criterion_of
+from regimes.compare.task.fit import Listener, Protocol, constant, started, stepped
+from regimes.compare.task.loop import MakeOptimizer
+from regimes.compare.task.prepare import Data, Seeded, generators_kept, made, prepared
+from regimes.compare.task.problem import Fit, Problem, losses, tried
+from regimes.compare.task.score import Trial
 from regimes.core.batch import Inputs, feed, take
 from regimes.core.check import checked
 from regimes.core.derivative import Output, exact
@@ -28,17 +28,15 @@ from regimes.core.loss import CrossEntropy, Loss, Squared
 from regimes.core.progress import progress_of
 from regimes.train.descent import Rate
 
-__all__ = ["criterion_of", "generators_kept", "would_linear_do"]
+__all__ = ["would_linear_do"]
 
 # Batches that are looked at for the learning rate, and the samples of each at most.
 _BATCHES, _LOOK = 4, 512
 
-Source = nn.Module | Callable[[int], nn.Module]
-
 
 @checked
 def would_linear_do(
-    module: Source,
+    module: Seeded,
     x: Inputs,
     y: Tensor,
     x_test: Inputs,
@@ -161,7 +159,7 @@ class _Call:
         reduce, memory, ridge: of the kernel.
     """
 
-    source: Source
+    source: Seeded
     data: Data
     protocol: Protocol
     unrated: bool
@@ -249,26 +247,6 @@ def _fits(ready: _Ready, tick: Listener, kernel: list[Fit] | None) -> Iterator[F
             return
         t = protocol.time(protocol.epochs * protocol.steps(len(problem.train)))
         yield from tried("kernel", lambda: solved(problem, ready.solver, t))
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """Afterwards torch's generators of random numbers are where they were."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        yield
-
-
-def criterion_of(margin: float, level: float) -> Criterion:
-    """Margin and level, checked."""
-    for name, value, most in (("margin", margin, math.inf), ("level", level, 1.0)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < most or (name == "level" and value == 0):
-            wanted = (
-                "a finite number of 0 or more" if name == "margin" else "a number between 0 and 1, as 0.95"
-            )
-            raise UserError(f"`{name}`: got {value!r}, expected {wanted}")
-    return Criterion(float(margin), float(level))
 
 
 def _alone(name: str, network: nn.Module, problem: Problem, protocol: Protocol, tick: Listener) -> list[Fit]:

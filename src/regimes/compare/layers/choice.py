@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from regimes import control
-from regimes.compare.candidates import ALL
-from regimes.compare.comparison import COLUMNS, Criterion, number, ranges
-from regimes.compare.race import Rungs, Standing
-from regimes.compare.saving import Cost
+from regimes.compare.layers.candidates import ALL
+from regimes.compare.layers.race import Rungs, Standing
+from regimes.compare.layers.saving import Cost
+from regimes.compare.task.criterion import COLUMNS, Criterion, number, ranges
 from regimes.core.estimate import Estimate, quantile
 
 __all__ = ["LayerChoice", "Setting", "concluded", "over_splits"]

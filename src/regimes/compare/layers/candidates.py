@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regimes import control
-from regimes.compare.problem import Problem, losses, pieces
+from regimes.compare.task.problem import Problem, losses, pieces
 from regimes.control.layers.order import Depths
 from regimes.core.batch import feed
 from regimes.core.error import UserError

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from regimes.compare.problem import Picked, Problem, Samples, answers
+from regimes.compare.task.problem import Picked, Problem, Samples, answers
 from regimes.core.batch import Inputs, check, count, take, tensors, transform
 from regimes.core.check import shown
 from regimes.core.derivative import Output, check_separable, plain
@@ -19,7 +21,10 @@ from regimes.core.loss import CrossEntropy, Loss, Squared, cross_entropy, square
 from regimes.core.tree import trainable
 from regimes.train.program import choose_dtype
 
-__all__ = ["Data", "made", "prepared"]
+__all__ = ["Data", "Seeded", "generators_kept", "made", "prepared"]
+
+Seeded = nn.Module | Callable[[int], nn.Module]
+"""A module, or what makes one of a seed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,3 +206,11 @@ def _check_targets(y: Any, name: str, samples: int, outputs: int, loss: Loss | N
             f"`loss`: got {type(loss).__name__} for class indices, expected Squared or CrossEntropy"
         )
     return y.to(like.device)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Afterwards torch's generators of random numbers are where they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        yield

@@ -18,7 +18,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from regimes import control, measure, train
-from regimes.compare.problem import Fit, Problem, Samples, answers, pieces, tried
+from regimes.compare.task.problem import Fit, Problem, Samples, answers, pieces, tried
 from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.derivative import jvp, vjp
 from regimes.core.error import UserError, nearest
