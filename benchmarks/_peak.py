@@ -1,4 +1,4 @@
-"""The most bytes that tensors hold at once while something runs, whatever made them."""
+"""Bytes: those that a forward pass keeps, and the most that tensors hold at once, whatever made them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["peak_bytes"]
+__all__ = ["kept_bytes", "peak_bytes"]
 
 
 class _Live(TorchDispatchMode):
@@ -51,3 +52,19 @@ def peak_bytes(run: Callable[[], object], held: Iterable[Tensor]) -> int:
     with live:
         run()
     return live.most
+
+
+def kept_bytes(module: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """The bytes that computing ``loss()`` saves for the backward pass: each storage once, none of the module's."""
+    own = {each.untyped_storage().data_ptr() for each in (*module.parameters(), *module.buffers())}
+    held: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = loss()
+    assert found.requires_grad
+    return sum(each.untyped_storage().nbytes() for each in held.values())

@@ -24,9 +24,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-import sparse
 import torch
+from _peak import kept_bytes
+from _sparse_networks import NETWORKS as SPARSE
+from _sparse_networks import LastToken
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -42,10 +45,18 @@ def resnet() -> tuple[nn.Module, Tensor]:
     return models.resnet(width_factor=0.25, dtype=torch.float32), torch.randn(16, 3, 32, 32)
 
 
+def drawn(name: str) -> tuple[nn.Module, Tensor]:
+    """A network of ``benchmarks/sparse.py`` and a batch."""
+    net, pool, batch = SPARSE[name][0]()
+    return net, pool(batch)
+
+
 NETWORKS: Mapping[str, tuple[Callable[[], tuple[nn.Module, Tensor]], list[str] | None]] = {
-    **{name: (make, sparse.LAYERS) for name, make in sparse.NETWORKS.items()},
+    **{name: (partial(drawn, name), ["?"]) for name in ("mlp", "cnn", "transformer")},
     "resnet": (resnet, None),
 }
+# Among so many steps a step is looked for at which a set of layers moves.
+STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -96,10 +107,12 @@ def loop(moves: control.Moves, name: str, clock: Callable[[], float]) -> tuple[C
     y = torch.randint(10, (len(x),))
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
     policy = control.LayerwiseSparse(module, optimizer, moves, example=x[:2], layers=layers)
-    case = sparse.Case(module, x, y, optimizer, policy)
-    steps_of = {moving: at for at, _ in sparse.sets(case) for moving in [policy.plan.places(at)]}
-    shares = moves.shares(policy.plan.layers)
-    sets = [(at, shares[moving]) for moving, at in steps_of.items()]
+    steps_of = {policy.plan.places(at): at for at in reversed(range(STEPS))}
+    sets = [
+        (steps_of[moving], share)
+        for moving, share in moves.shares(policy.plan.layers).items()
+        if moving in steps_of
+    ]
     seen = sum(share for _, share in sets)
     sets = [(at, share / seen) for at, share in sets]
 
@@ -114,7 +127,11 @@ def loop(moves: control.Moves, name: str, clock: Callable[[], float]) -> tuple[C
             total += share * (clock() - began)
         return total
 
-    return mean_step, sum(share * case.kept(at) for at, share in sets)
+    def kept(at: int) -> int:
+        policy.step = at
+        return kept_bytes(module, lambda: functional.cross_entropy(module(x), y))
+
+    return mean_step, sum(share * kept(at) for at, share in sets)
 
 
 def steps(name: str, rounds: int, clock: Callable[[], float]) -> list[Line]:
@@ -177,9 +194,7 @@ def learners() -> dict[str, tuple[Callable[[], nn.Module], list[str] | None]]:
 
     def rows() -> nn.Module:
         blocks = [nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True) for _ in range(4)]
-        return nn.Sequential(
-            nn.Flatten(1, 2), nn.Linear(8, 32), *blocks, sparse.LastToken(), nn.Linear(32, 10)
-        )
+        return nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 32), *blocks, LastToken(), nn.Linear(32, 10))
 
     def small_resnet() -> nn.Module:
         return models.resnet(channels=1, width_factor=0.125, dtype=torch.float32)

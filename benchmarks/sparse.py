@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import torch
+from _peak import kept_bytes
 from _sparse_networks import NETWORKS, BAdam, Lisa, blocks
 from torch import Tensor, nn
 from torch.nn import functional
@@ -125,19 +126,8 @@ class Case:
 
     def kept(self) -> int:
         """Bytes that the forward pass of the next step saves."""
-        own = {each.untyped_storage().data_ptr() for each in (*self.net.parameters(), *self.net.buffers())}
-        held: dict[int, Tensor] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage().data_ptr() not in own:
-                held[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
         x, y = self.sample()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = functional.cross_entropy(self.net(x), y)
-        assert loss.requires_grad
-        return sum(each.untyped_storage().nbytes() for each in held.values())
+        return kept_bytes(self.net, lambda: functional.cross_entropy(self.net(x), y))
 
 
 def _now(device: torch.device) -> float:
