@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import pandas as pd
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
-from regimes.report.shown import EXPECTED, plain
-from regimes.study.fault import Heard, StudyFault, blame, unheard
-from regimes.study.run import shorten
+from regimes.report.entry import Entries, all_made, made
+from regimes.study.fault import Heard, unheard
 
-__all__ = ["Table", "Tables", "lay_out", "lay_out_all"]
-
-Tables = Sequence[Any] | Callable[[pd.DataFrame], Sequence[Any]]
-"""The tables of a study, or a function from its rows to them."""
+__all__ = ["Table", "lay_out", "lay_out_all"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Table:
         return pd.DataFrame(list(self.rows), columns=list(self.columns)).to_csv(index=False).encode()
 
 
-def lay_out_all(tables: Tables, frame: pd.DataFrame, heard: Heard = unheard) -> list[Table]:
+def lay_out_all(tables: Entries, frame: pd.DataFrame, heard: Heard = unheard) -> list[Table]:
     """The tables of a study, or one note where the list of them cannot be had.
 
     Arguments:
@@ -54,14 +50,7 @@ def lay_out_all(tables: Tables, frame: pd.DataFrame, heard: Heard = unheard) -> 
         frame: the rows.
         heard: is told of an exception in the study's code.
     """
-    try:
-        with blame("`tables`"):
-            wanted = list(tables(frame)) if callable(tables) else list(tables)
-    except UserError as error:
-        if isinstance(error, StudyFault):
-            heard(error)
-        return [Table("", "Tables", "", note=str(error))]
-    return [lay_out(entry, frame, heard) for entry in wanted]
+    return all_made("table", tables, frame, heard, lambda entry: lay_out(entry, frame, heard), _absent)
 
 
 @checked
@@ -75,23 +64,18 @@ def lay_out(entry: object, frame: pd.DataFrame, heard: Heard = unheard) -> Table
         frame: the rows.
         heard: is told of an exception in the function.
     """
-    match entry:
-        case (str(name), str(title), function, str(caption)) if plain(name) and callable(function):
-            pass
-        case _:
-            note = f"`tables` holds {shorten(entry, 100)}: {EXPECTED}"
-            return Table("", "A table without a proper name", "", note=note)
-    try:
-        if frame.empty:
-            raise UserError("no run is finished yet")
-        with blame(f"table {name}"):
-            found = function(frame)
-            if not isinstance(found, pd.DataFrame):
-                raise UserError(f"table {name} gave {type(found).__name__}: expected a data frame")
-            cells = tuple(tuple(map(str, row)) for row in found.itertuples(index=False, name=None))
-            return Table(name, title, caption, tuple(map(str, found.columns)), cells)
-    except StudyFault as fault:
-        heard(fault)
-        return Table(name, title, caption, note=str(fault))
-    except UserError as error:
-        return Table(name, title, caption, note=str(error))
+    return made("table", entry, frame, heard, partial(_laid_out, frame), _absent)
+
+
+def _absent(name: str, title: str, caption: str, note: str) -> Table:
+    return Table(name, title, caption, note=note)
+
+
+def _laid_out(
+    frame: pd.DataFrame, name: str, title: str, function: Callable[[pd.DataFrame], object], caption: str
+) -> Table:
+    found = function(frame)
+    if not isinstance(found, pd.DataFrame):
+        raise UserError(f"table {name} gave {type(found).__name__}: expected a data frame")
+    cells = tuple(tuple(map(str, row)) for row in found.itertuples(index=False, name=None))
+    return Table(name, title, caption, tuple(map(str, found.columns)), cells)

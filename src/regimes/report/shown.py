@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
+from regimes.report.entry import Entries, all_made, made
 from regimes.report.style import as_bytes
-from regimes.study.fault import Heard, StudyFault, blame, unheard
-from regimes.study.run import shorten
+from regimes.study.fault import Heard, unheard
 
-__all__ = ["Figures", "Shown", "draw", "draw_all"]
-
-Figures = Sequence[Any] | Callable[[pd.DataFrame], Sequence[Any]]
-"""The figures of a study, or a function from its rows to them."""
-EXPECTED = (
-    "expected (name, title, function, caption), the name of letters, digits, dots, dashes and underscores"
-)
+__all__ = ["Shown", "draw", "draw_all"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class Shown:
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
 
 
-def draw_all(figures: Figures, frame: pd.DataFrame, heard: Heard = unheard) -> list[Shown]:
+def draw_all(figures: Entries, frame: pd.DataFrame, heard: Heard = unheard) -> list[Shown]:
     """The figures of a study, or one note where the list of them cannot be had.
 
     Arguments:
@@ -67,57 +60,29 @@ def draw_all(figures: Figures, frame: pd.DataFrame, heard: Heard = unheard) -> l
         frame: the rows.
         heard: is told of an exception in the study's code.
     """
-    try:
-        with blame("`figures`"):
-            wanted = list(figures(frame)) if callable(figures) else list(figures)
-    except UserError as error:
-        if isinstance(error, StudyFault):
-            heard(error)
-        return [Shown("", "Figures", "", note=str(error))]
-    return [draw(entry, frame, heard) for entry in wanted]
+    return all_made("figure", figures, frame, heard, lambda entry: draw(entry, frame, heard), _absent)
 
 
 @checked
 def draw(entry: object, frame: pd.DataFrame, heard: Heard = unheard) -> Shown:
     """One figure of a study, ``(name, title, function, caption)``.
 
-    Rows that do not suffice become a note, and so does an exception in the function or an entry of another form: a
-    name, above all, that is no plain name of a file and might lead out of ``figures/``.
+    Rows that do not suffice become a note, and so does an exception in the function or an entry of another form.
 
     Arguments:
         entry: the figure.
         frame: the rows.
         heard: is told of an exception in the function.
     """
-    match entry:
-        case (str(name), str(title), function, str(caption)) if plain(name) and callable(function):
-            pass
-        case _:
-            note = f"`figures` holds {shorten(entry, 100)}: {EXPECTED}"
-            return Shown("", "A figure without a proper name", "", note=note)
-    try:
-        if frame.empty:
-            raise UserError("no run is finished yet")
-        with blame(f"figure {name}"):
-            return _drawn(name, title, function, caption, frame)
-    except StudyFault as fault:
-        heard(fault)
-        return Shown(name, title, caption, note=str(fault))
-    except UserError as error:
-        return Shown(name, title, caption, note=str(error))
+    return made("figure", entry, frame, heard, partial(_drawn, frame), _absent)
 
 
-def plain(name: str) -> bool:
-    """Whether a name is that of a file in the folder at hand, on every system.
-
-    >>> plain("kernel_change.v2"), plain("../kernel_change"), plain("CON\\0"), plain("x" * 200)
-    (True, False, False, False)
-    """
-    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name) is not None
+def _absent(name: str, title: str, caption: str, note: str) -> Shown:
+    return Shown(name, title, caption, note=note)
 
 
 def _drawn(
-    name: str, title: str, function: Callable[[pd.DataFrame], object], caption: str, frame: pd.DataFrame
+    frame: pd.DataFrame, name: str, title: str, function: Callable[[pd.DataFrame], object], caption: str
 ) -> Shown:
     try:
         figure = function(frame)
