@@ -69,7 +69,7 @@ NETWORKS: Mapping[str, tuple[Callable[[], tuple[nn.Sequential, Callable[[int], T
     "mlp": (mlp, 1),
     "cnn": (cnn, 2),
     "vgg": (vgg, 2),
-    "resnet": (resnet, 2),
+    "resnet": (resnet, 1),
     "transformer": (transformer, 1),
 }
 """By name: the network, its inputs, and the size of a batch; how many layers at the top have a tenth of the
