@@ -41,6 +41,7 @@ HUGE = "huge 0, huge 1"
 ENDS = "papers.feature_lazy.figures.ensemble_error papers.feature_lazy.figures.fluctuation_width"
 PAGES = "report.page.build report.page.draw report.page.render"
 RULES = (
+    Rule("a study may have no tables", "report.page.render", "tables", "empty"),
     Rule("without names layers have numbers", "report.activity.layers_in_time", "names", "empty"),
     Rule(
         "half precision is widened, and its values are numbers",

@@ -29,10 +29,10 @@ def network() -> nn.Module:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("moves", MOVES, ids=repr)
 def test_an_engine_with_the_plan_is_a_loop_with_the_policy(moves: control.Moves, momentum: float) -> None:
-    """What rests keeps its velocity in both."""
+    """An engine keeps the velocity of what rests, as a policy does that is told to."""
     module = network()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=momentum)
-    policy = control.LayerwiseSparse(module, optimizer, moves, example=X, seed=5)
+    policy = control.LayerwiseSparse(module, optimizer, moves, example=X, seed=5, state="keep")
     for _ in range(12):
         optimizer.zero_grad()
         squared.per_sample(module(X), Y).mean().backward()
