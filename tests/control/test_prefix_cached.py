@@ -277,7 +277,8 @@ def test_compiled_blocks_are_left_out_and_the_others_run_as_compiled() -> None:
         assert (p.grad is None) == (other.grad is None)
         if p.grad is not None:
             torch.testing.assert_close(p.grad, other.grad, rtol=1e-12, atol=1e-12)
-    assert prefix.skipped == ("0", "1", "2") and prefix.fills == 2 and 1 <= len(graphs) <= 4
+    assert prefix.skipped == ("0", "1", "2") and prefix.fills == 2
+    assert (torch.__version__ >= "2.13") <= len(graphs) <= 4  # older ones run them as written beside a prefix
     prefix.remove()
     module.compile(backend=backend)
     with pytest.raises(
