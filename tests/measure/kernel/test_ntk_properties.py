@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from regimes import measure
 from regimes.measure import Reduce
@@ -93,6 +94,31 @@ def test_does_not_depend_on_memory(
     assert_close(measure.ntk(network.module, *x, reduce=reduce, memory=memory), whole)
     parts = measure.ntk(network.module, *x, reduce=reduce, memory=memory, by_layer=True)
     assert_close(torch.stack(list(parts.values())).sum(0), whole)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(1, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, x, x)[0]
+
+
+def test_a_view_that_is_changed_in_place_for_one_sample_alone() -> None:
+    """The layer before the activation gives a view for one sample, and none for two: it leaves the graph."""
+    torch.manual_seed(0)
+    tail = (nn.Linear(1, 1), nn.ReLU(inplace=True), nn.Flatten(1), nn.Linear(2, 1))
+    net = nn.Sequential(nn.Embedding(3, 1), SelfAttention(), *tail).double().requires_grad_(False)
+    bias, head = net[2].bias, net[-1].weight
+    assert isinstance(bias, Tensor) and isinstance(head, Tensor)
+    bias.requires_grad_(True).data.fill_(2.0)
+    x = torch.tensor([[0, 0], [2, 0], [1, 2]])
+    expected = head.sum().square().expand(3, 1, 3, 1).reshape(measure.ntk(net, x).shape)
+    for _ in range(2):
+        assert_close(measure.ntk(net, x), expected)
+        assert_close(measure.ntk(net, x[:1]), expected[:1, :1])
+        assert_close(measure.ntk(net, x, memory=least_memory(net, x)), expected)
 
 
 TILED = [

@@ -96,6 +96,9 @@ class Builder:
             for k, ray in enumerate(rays):
                 keep = watch is not None or bool(mapped) or k < len(rays) - 1
                 grads = run.back(root, edges, ray.expand(n, -1).reshape(root.shape), keep)
+                if any(grad is None for grad in grads):
+                    # A view that is changed in place, which it may be for one sample alone, leaves the graph.
+                    raise IrregularError("nothing comes back to a use")
                 collector.put_grads(run, rules, dict(zip(backed, grads, strict=True)), at, k)
                 if watch is not None:
                     watch.note(ray, grads)
