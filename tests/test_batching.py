@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from regimes import control, measure, train
 from regimes.core.error import UserError
-from regimes.measure.kernel import rule
+from regimes.kernel import rule
 from tests.core.test_derivative import Doubled, Once
 from tests.core.test_jacobian import DIFFICULT, by_cube, inputs
 from tests.doors import has_its_gap, holds_as_operator, holds_in_all_forms, holds_linearised

@@ -9,6 +9,7 @@ __all__ = [
     "control",
     "core",
     "data",
+    "kernel",
     "measure",
     "models",
     "papers",

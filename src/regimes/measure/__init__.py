@@ -1,12 +1,6 @@
 """What can be read off a state; nothing here knows who trained it."""
 
-from regimes.measure.activity import ActiveSet, Activity, Changes, LayerChange, activity
-from regimes.measure.alignment import alignment
-from regimes.measure.drift import KernelDrift, drift, kernel_distance
-from regimes.measure.fluctuation import Averaging, Fluctuation, averaging, fluctuation
-from regimes.measure.gap import Gap, gap, linearized
-from regimes.measure.kappa import kappa
-from regimes.measure.kernel import (
+from regimes.kernel import (
     Eigenpairs,
     KernelForecast,
     LayerForecast,
@@ -18,6 +12,12 @@ from regimes.measure.kernel import (
     ntk_operator,
     ntk_sketch,
 )
+from regimes.measure.activity import ActiveSet, Activity, Changes, LayerChange, activity
+from regimes.measure.alignment import alignment
+from regimes.measure.drift import KernelDrift, drift, kernel_distance
+from regimes.measure.fluctuation import Averaging, Fluctuation, averaging, fluctuation
+from regimes.measure.gap import Gap, gap, linearized
+from regimes.measure.kappa import kappa
 from regimes.measure.layer_cost import LayerCosts, Prediction, layer_costs
 from regimes.measure.movement import Movement, movement
 from regimes.measure.outputs import Error, Outputs, error_rate

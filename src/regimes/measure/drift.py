@@ -19,9 +19,9 @@ from regimes.core.error import UserError
 from regimes.core.estimate import Estimate
 from regimes.core.state import State
 from regimes.core.tree import is_finite, named_pair, size
+from regimes.kernel.factor import Reduce
+from regimes.kernel.ntk import ntk
 from regimes.measure.alignment import bare_alignment, check_direction, label_columns
-from regimes.measure.kernel.factor import Reduce
-from regimes.measure.kernel.ntk import ntk
 from regimes.measure.pairs import (
     check_interval,
     check_kernel,

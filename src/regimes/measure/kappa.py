@@ -31,8 +31,8 @@ from regimes.core.derivative import (
 )
 from regimes.core.error import UserError
 from regimes.core.tree import Tree, dot, norm, scale, trainable
+from regimes.kernel.spectrum import StochasticEstimate
 from regimes.measure.alignment import one_hot
-from regimes.measure.kernel.spectrum import StochasticEstimate
 
 __all__ = ["kappa"]
 
