@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
 from regimes import control, measure, models
-from regimes.core import estimate, loss
+from regimes.core import loss
 from regimes.core.state import State
-from regimes.core.tree import trainable
 from regimes.papers.feature_lazy.runs import FlowRun
-from regimes.report import claim
-from regimes.study import Scale, Store, Study, grid
-from tests.papers.feature_lazy import synthetic
-from tests.papers.lazy_training import synthetic as lazy
+from regimes.study import Store, grid
+from tests.arguments_made import (
+    Arguments,
+    costs,
+    draw,
+    folder,
+    inputs,
+    kernel,
+    lazy_rows,
+    network,
+    on_top,
+    one,
+    parameters,
+    rows,
+    signs,
+    sparse,
+    statement,
+    study,
+)
 from tests.study.toy import Toy
 
 __all__ = ["ABSTRACT", "BASES", "ENDLESS", "FILES", "FOLDERS", "LEFT_OUT", "RECORDS", "network"]
@@ -34,10 +46,10 @@ FILES = (
     "papers.lazy_training.figures",
 )
 LEFT_OUT = {
+    "kernel": "`measure` offers all of it",
     "core": "the ground of the other folders, which hand it what they checked; what is `checked` there is tried",
     "papers": "studies for the command line (tests/bad_commands.py), but for the `FILES`; runs check their own fields",
 }
-Arguments = dict[str, Any]
 
 # Values that the library hands out; nobody makes one.
 RECORDS = {
@@ -67,76 +79,6 @@ RECORDS = {
 }
 # Interfaces; a run checks its fields by itself (tests/study/test_run.py).
 ABSTRACT = {"control.Moves", "measure.Probe", "measure.Snapshot", "study.Run", "report.page.Described"}
-
-
-def inputs(n: int = 4) -> Tensor:
-    return torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
-
-
-def signs(n: int = 4) -> Tensor:
-    return 1.0 - 2.0 * (torch.arange(n) % 2).double()
-
-
-def network() -> nn.Module:
-    return models.mlp(3, 4, 1)
-
-
-def parameters(shift: float = 0.0) -> dict[str, Tensor]:
-    return {name: value.detach() + shift for name, value in trainable(network()).items()}
-
-
-def kernel() -> Tensor:
-    return measure.ntk(network(), inputs(), reduce="trace")
-
-
-@functools.cache
-def rows() -> pd.DataFrame:
-    return synthetic.study(widths=(16, 32, 64), seeds=2)
-
-
-@functools.cache
-def lazy_rows() -> pd.DataFrame:
-    return lazy.laws_obeyed()
-
-
-def folder() -> Path:
-    return Path(tempfile.mkdtemp())
-
-
-def sparse(module: nn.Module) -> Arguments:
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    return {"module": module, "optimizer": optimizer, "moves": control.Cut(0.2), "example": inputs()}
-
-
-def on_top(module: nn.Module) -> control.LayerwiseSparse:
-    return control.LayerwiseSparse(**{**sparse(module), "moves": control.Fixed(top=1)})
-
-
-def study() -> Study:
-    return Study(
-        "toys", "Toys", [Toy], {"quick": Scale(lambda settings: grid(Toy, width=[1, 2]), "1 s", "two")}
-    )
-
-
-@functools.cache
-def costs() -> measure.LayerCosts:
-    return measure.layer_costs(
-        network(), [(inputs(), signs())], lambda out, y: (out[:, 0] - y).square().mean()
-    )
-
-
-def statement() -> claim.Claim:
-    return claim.Claim("R1", "Toys", "One is one.", 1.0, "table 1", (0.0, 2.0), one)
-
-
-def one(frame: pd.DataFrame) -> estimate.Estimate:
-    return estimate.Estimate(1.0, 0.5, 1.5, 3)
-
-
-def draw(frame: pd.DataFrame) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure()
 
 
 NET: Mapping[str, Callable[[], Any]] = {"module": network, "x": inputs}

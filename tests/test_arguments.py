@@ -57,7 +57,7 @@ def test_every_bad_argument_is_refused_in_one_line() -> None:
 
 def test_what_is_not_tried_is_named() -> None:
     folders = {path.parent.name for path in Path(regimes.__path__[0]).glob("*/__init__.py")}
-    assert folders == {*FOLDERS, *LEFT_OUT} and set(LEFT_OUT) == {"core", "papers"}
+    assert folders == {*FOLDERS, *LEFT_OUT} and set(LEFT_OUT) == {"core", "kernel", "papers"}
     assert "core.layer.Scaling" in arguments.public()
 
 
