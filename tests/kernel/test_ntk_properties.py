@@ -121,6 +121,33 @@ def test_a_view_that_is_changed_in_place_for_one_sample_alone() -> None:
         assert_close(measure.ntk(net, x, memory=least_memory(net, x)), expected)
 
 
+class Pooled(nn.Module):
+    """A layer whose outcome nobody uses, as the pooler of a network that gives its hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.pooler, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x).tanh()
+        self.pooler(hidden)
+        return self.head(hidden)
+
+
+def test_a_layer_that_nobody_uses_costs_the_others_nothing() -> None:
+    """Nothing comes back to it, on the probe already: the rules of the others hold."""
+    torch.manual_seed(0)
+    net = Pooled().double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    expected = sum(reference.kernel(net, x, x).values(), torch.zeros(()))
+    for _ in range(2):
+        assert_close(measure.ntk(net, x), expected)
+        assert_close(measure.ntk(net, x, memory=least_memory(net, x)), expected)
+    assert not measure.ntk(net, x, by_layer=True)["pooler"].any()
+    orders = {each.layer: each.order for each in measure.ntk_forecast(net, x).layers}
+    assert orders and "jacobian" not in orders.values()
+
+
 TILED = [
     "mlp with biases and outputs", "scaled", "images", "depthwise separable", "transposed conv2d",
     "batch norm in eval", "positions", "lstm", "tied", "tied head", "reused in time", "bare parameters",

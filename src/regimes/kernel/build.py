@@ -90,13 +90,14 @@ class Builder:
             collector.put_inputs(rules, at)
             backed = collector.backed(places)
             edges = [run.uses[place].edge for place in backed]
+            silent = self.plan.survey.silent
             root = run.outputs if self.plan.begin is None else run.uses[self.plan.begin].draft.inputs[0]
             watch = Watch(root, n) if at.start == 0 and n > 1 else None
             rays, mapped = self.rays, self._mapped
             for k, ray in enumerate(rays):
                 keep = watch is not None or bool(mapped) or k < len(rays) - 1
                 grads = run.back(root, edges, ray.expand(n, -1).reshape(root.shape), keep)
-                if any(grad is None for grad in grads):
+                if any(g is None and place not in silent for place, g in zip(backed, grads, strict=True)):
                     # A view that is changed in place, which it may be for one sample alone, leaves the graph.
                     raise IrregularError("nothing comes back to a use")
                 collector.put_grads(run, rules, dict(zip(backed, grads, strict=True)), at, k)

@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.derivative import bind
 from regimes.core.error import UserError
-from regimes.core.graph import reached
+from regimes.core.graph import passed, reached
 from regimes.core.layer import is_stackable
 from regimes.kernel.network import Network, Pass, record
 from regimes.kernel.rule import parameter_gradients, rule_of
@@ -32,6 +32,7 @@ class Survey:
         rest: those that go by rows of the Jacobian. What is in neither has no part in the outputs.
         outputs: c.
         head: the place of the use whose outcome is the output, if there is one.
+        silent: the places of the uses that nothing comes back to: the outputs do not depend on them.
         graph: bytes of one sample that a forward pass leaves behind for the backward pass.
         flow: bytes of one sample that a backward pass brings to all uses at once.
     """
@@ -41,6 +42,7 @@ class Survey:
     rest: tuple[str, ...]
     outputs: int
     head: int | None
+    silent: frozenset[int]
     graph: int
     flow: int
 
@@ -61,7 +63,7 @@ def survey(network: Network, probe: Inputs) -> Survey:
     with record(network, take(probe, slice(0, 1))) as one:
         pass
     with record(network, probe) as two:
-        hidden = reached(two.outputs)
+        hidden, silent = reached(two.outputs), _silent(two)
         found = _located(one, two)
         rest = set(one.recorder.rest | two.recorder.rest)
         rest |= {name for name, leaf in two.leaves.items() if id(leaf) in hidden}
@@ -87,7 +89,7 @@ def survey(network: Network, probe: Inputs) -> Survey:
     ruled, c, n = frozenset(used - rest), two.outputs.shape[1], count(probe)
     flow = sum(use.shape.numel() for use in two.uses) * two.outputs.element_size() // n
     graph = 4 * flow if sure else max(flow, _graph(network, probe) // n)
-    return Survey(tuple(_without(sites, rest)), ruled, tuple(order), c, head, graph, flow)
+    return Survey(tuple(_without(sites, rest)), ruled, tuple(order), c, head, silent, graph, flow)
 
 
 def _buffers(network: Network) -> dict[str, int]:
@@ -186,6 +188,12 @@ def _head(run: Pass) -> int | None:
     last = run.uses[-1]
     whole = last.edge.node is run.outputs.grad_fn and last.shape == run.outputs.shape
     return len(run.uses) - 1 if whole and last.draft.kind == "linear" else None
+
+
+def _silent(run: Pass) -> frozenset[int]:
+    """The uses that no backward pass from the outputs comes by."""
+    nodes = passed(run.outputs)
+    return frozenset(i for i, use in enumerate(run.uses) if use.edge.node not in nodes)
 
 
 def _mixed(

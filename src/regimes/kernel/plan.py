@@ -97,7 +97,8 @@ def make_plan(network: Network, found: Survey, reduce: Reduce, directions: Tenso
 
 def by_jacobian(network: Network, plan: Plan) -> Plan:
     """The plan for a network that does not do the same each time: every parameter by rows of the Jacobian."""
-    found = replace(plan.survey, sites=(), ruled=frozenset(), rest=network.trained, head=None)
+    bare = replace(plan.survey, sites=(), ruled=frozenset(), rest=network.trained)
+    found = replace(bare, head=None, silent=frozenset())
     terms = tuple(_rest(network, found))
     return replace(plan, survey=found, terms=terms, begin=None, directions=plan.asked, lift=None)
 
