@@ -14,7 +14,7 @@ from regimes import control
 from regimes.compare.layers.candidates import ALL
 from regimes.compare.layers.race import Rungs, Standing
 from regimes.compare.layers.saving import Cost
-from regimes.compare.task.criterion import COLUMNS, Criterion, number, ranges
+from regimes.compare.task.criterion import COLUMNS, Criterion, ends, number, ranges
 from regimes.core.estimate import Estimate, quantile
 
 __all__ = ["LayerChoice", "Setting", "concluded", "over_splits"]
@@ -188,20 +188,15 @@ def _row(result: Standing, apart: Estimate | None, setting: Setting) -> dict[str
         "candidate": result.entry.candidate.name,
         "lr": result.entry.rate,
         "epochs": result.epochs,
-        **_ends("error", error),
-        **_ends("score", score),
-        **_ends("difference", apart),
+        **ends("error", error),
+        **ends("score", score),
+        **ends("difference", apart),
         "status": "finished"
         if _finished(result, setting)
         else "diverged"
         if score is None
         else "left behind",
     }
-
-
-def _ends(name: str, found: Estimate | None) -> dict[str, float]:
-    value, low, high = (math.nan,) * 3 if found is None else (found.value, found.low, found.high)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _shares(cost: Cost, full: Cost) -> dict[str, float]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from regimes.compare.task.criterion import COLUMNS, Answer, Criterion, number, ranges
+from regimes.compare.task.criterion import COLUMNS, Answer, Criterion, ends, number, ranges
 from regimes.compare.task.score import Model, Trial, apart, models_of, needed, single
 from regimes.core.estimate import Estimate
 from regimes.core.loss import LOSSES
@@ -89,7 +88,7 @@ def conclude(trials: Sequence[Trial], criterion: Criterion, lr: float, varies: S
         level = joint if name in linear else criterion.level
         errors[name] = apart(model, network, "error", level)
         loss = apart(model, network, "loss", level)
-        rows.append({"model": name, **_ends("error", errors[name]), **_ends("loss", loss)})
+        rows.append({"model": name, **ends("error", errors[name]), **ends("loss", loss)})
     stop = _no_yardstick(criterion, models, errors)
     answers: dict[str, Answer] = {
         name: "open" if stop or found is None else criterion.answer(found)
@@ -123,19 +122,14 @@ def _row(model: Model, level: float) -> dict[str, object]:
     """One row of the table."""
     return {
         "model": model.name,
-        **_ends("error", single(model, "error", level)),
-        **_ends("loss", single(model, "loss", level)),
+        **ends("error", single(model, "error", level)),
+        **ends("loss", single(model, "loss", level)),
         "train_error": model.train_error,
         "train_loss": model.train_loss,
         "time": model.time,
         "seconds": model.seconds,
         "status": model.status,
     }
-
-
-def _ends(name: str, found: Estimate | None) -> dict[str, object]:
-    value, low, high = (math.nan,) * 3 if found is None else (found.value, found.low, found.high)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _no_yardstick(

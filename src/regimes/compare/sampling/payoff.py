@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from regimes.compare.task.criterion import Answer
+from regimes.compare.task.criterion import COLUMNS, Answer, ends, ranges
 from regimes.compare.task.score import Model, Trial, apart, models_of, single
 from regimes.core.estimate import Estimate
 from regimes.measure.layer_cost import LayerCosts
@@ -17,7 +16,6 @@ from regimes.measure.layer_cost import LayerCosts
 __all__ = ["FULL", "Payoff", "Stakes", "Tried", "settled"]
 
 FULL = "all layers"
-_COLUMNS = 110
 
 
 @dataclass(frozen=True)
@@ -90,14 +88,14 @@ class Payoff:
                 "step": self.table["ratio"].map("{:.2f}".format),
                 "memory": self.table["memory"].map("{:.2f}".format),
                 "steps": self.table["steps"],
-                "held-out error": _ranges(self.table, "error"),
-                "less that of all layers": _ranges(self.table, "difference"),
+                "held-out error": ranges(self.table, "error"),
+                "less that of all layers": ranges(self.table, "difference"),
                 "train error": self.table["train_error"].map("{:.4f}".format),
                 "status": self.table["status"],
             }
         )
         shown.index.name = None
-        said = [textwrap.fill(each, _COLUMNS) for each in (self.covers, *self.sentences) if each]
+        said = [textwrap.fill(each, COLUMNS) for each in (self.covers, *self.sentences) if each]
         return "\n\n".join([shown.to_string(), *said])
 
 
@@ -130,16 +128,11 @@ def _row(run: Tried, model: Model, difference: Estimate | None, level: float) ->
         "memory": run.memory,
         "steps": run.steps,
         "factor": run.factor,
-        **_ends("error", single(model, "error", level)),
-        **_ends("difference", difference),
+        **ends("error", single(model, "error", level)),
+        **ends("difference", difference),
         "train_error": model.train_error,
         "status": model.status,
     }
-
-
-def _ends(name: str, found: Estimate | None) -> dict[str, float]:
-    value, low, high = (math.nan,) * 3 if found is None else (found.value, found.low, found.high)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 Found = Mapping[str, Estimate | None]
@@ -231,11 +224,3 @@ def _said(name: str, here: Estimate) -> str:
         f'"{name}" errs by {abs(here.value):.4f} {more} than all layers after the same time '
         f"({here.low:.4f} to {here.high:.4f})"
     )
-
-
-def _ranges(frame: pd.DataFrame, name: str) -> list[str]:
-    columns = (frame[name], frame[f"{name}_low"], frame[f"{name}_high"])
-    return [
-        "-" if math.isnan(value) else f"{value:.4f} ({low:.4f} to {high:.4f})"
-        for value, low, high in zip(*columns, strict=True)
-    ]

@@ -6,13 +6,14 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from regimes import control
 from regimes.compare.sampling.payoff import FULL, Payoff, Stakes, Tried, settled
+from regimes.compare.task.criterion import criterion_of
 from regimes.compare.task.loop import MakeOptimizer, make_optimizer
 from regimes.compare.task.prepare import Data, Seeded, generators_kept, made, prepared
 from regimes.compare.task.problem import Fit, Problem, answers, losses
@@ -127,11 +128,14 @@ def would_sampling_pay(
     >>> found.time in ("yes", "no", "open"), found.table.index[0]
     (True, 'all layers')
     """
-    _check_settings(batch_size, epochs, rates, seeds, seed, margin, saving, level)
+    criterion = criterion_of(margin, level)
+    _check_settings(batch_size, epochs, rates, seeds, seed, saving)
     data = Data(x, y, x_test, y_test, loss, output, 0.0)
     call = _Call(module, data, optimizer, batch_size, epochs, tuple(rates), layers)
     with generators_kept(), torch.enable_grad():
-        return call.answer(costs, policies, (seeds, seed), Stakes(margin, saving, level), progress)
+        return call.answer(
+            costs, policies, (seeds, seed), Stakes(criterion.margin, saving, criterion.level), progress
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +265,7 @@ class _Call:
         found = []
         for factor in self.rates:
             tick(run.name)
-            one = Tried(run.name, run.sampled, run.ratio, run.memory, run.steps, factor)
+            one = replace(run, factor=factor)
             fit = self.fit(problem, one, moves, seed)
             scores = math.inf if fit.test is None else _mean_loss(problem, fit.test)
             found.append((scores, len(found), one))
@@ -322,9 +326,7 @@ def _check_settings(
     rates: Sequence[float],
     seeds: int,
     seed: int,
-    margin: float,
     saving: float,
-    level: float,
 ) -> None:
     """Raise if a setting is out of range."""
     for name, value, least in (
@@ -337,8 +339,5 @@ def _check_settings(
             raise UserError(f"`{name}`: got {value}, expected a whole number of at least {least}")
     if not rates or not all(0 < rate < math.inf for rate in rates):
         raise UserError(f"`rates`: got {list(rates)}, expected factors above 0, at least one")
-    if not 0 <= margin < math.inf:
-        raise UserError(f"`margin`: got {margin:g}, expected a finite number of 0 or more")
-    for name, share in (("saving", saving), ("level", level)):
-        if not 0 < share < 1:
-            raise UserError(f"`{name}`: got {share:g}, expected a number between 0 and 1")
+    if not 0 < saving < 1:
+        raise UserError(f"`saving`: got {saving:g}, expected a number between 0 and 1")

@@ -11,7 +11,7 @@ import pandas as pd
 from regimes.core.error import UserError
 from regimes.core.estimate import Estimate
 
-__all__ = ["COLUMNS", "Answer", "Criterion", "criterion_of", "number", "ranges"]
+__all__ = ["COLUMNS", "Answer", "Criterion", "criterion_of", "ends", "number", "ranges"]
 
 Answer = Literal["yes", "no", "open"]
 # The width of the sentence, about that of the table.
@@ -47,6 +47,12 @@ def criterion_of(margin: float, level: float) -> Criterion:
             )
             raise UserError(f"`{name}`: got {value!r}, expected {wanted}")
     return Criterion(float(margin), float(level))
+
+
+def ends(name: str, found: Estimate | None) -> dict[str, float]:
+    """A value with the ends of its interval, for the columns that :func:`ranges` reads; nan where there is none."""
+    value, low, high = (math.nan,) * 3 if found is None else (found.value, found.low, found.high)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def ranges(frame: pd.DataFrame, name: str) -> list[str]:
