@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regimes import compare, control, models
+from regimes import compare, control, measure, models
 from regimes.compare.layers.race import splits_of
 from regimes.core.error import UserError
+from regimes.core.loss import cross_entropy
 from regimes.train.descent import order
 
 F64 = torch.float64
@@ -169,6 +170,39 @@ def test_a_set_costs_what_its_layers_cost() -> None:
     assert numbers.loc["top", "backward"] == pytest.approx(24 / everything)
     assert numbers.loc["bottom", "backward"] == pytest.approx((32 + 64 + 24) / everything)
     assert numbers.loc["bottom", "moving"] == pytest.approx((32 + 8) / (32 + 64 + 24 + 8 + 8 + 3))
+
+
+def test_what_a_set_keeps_is_what_the_cost_model_says_and_hooks_see() -> None:
+    """Buffers are there in any case; that of a batch norm is needed by all layers but those above it."""
+    module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double().eval()
+    moves = {"top": control.Fixed(top=1), "middle": control.Fixed(names=["1"]), "all": control.Fixed(top=3)}
+    share = asked(module, candidates={name: each for name, each in moves.items() if name != "all"}).costs
+
+    def mean_loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy.per_sample(outputs, y).mean()
+
+    costs = measure.layer_costs(module, [(X[:BATCH], Y[:BATCH])], mean_loss, rounds=1)
+    buffers = {each.untyped_storage().data_ptr() for each in (*module.parameters(), *module.buffers())}
+    seen = {}
+    for name, each in moves.items():
+        kept: dict[int, int] = {}
+
+        def note(value: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            storage = value.untyped_storage()
+            # Of the inputs a batch is a part.
+            kept[storage.data_ptr()] = min(storage.nbytes(), value.nbytes)
+            return value
+
+        moving = control.layer_plan(module, each, example=X[:2])(0)
+        for parameter, p in module.named_parameters():
+            p.requires_grad_(parameter in moving)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+            loss = mean_loss(module(X[:BATCH]), Y[:BATCH])
+        seen[name] = sum(size for place, size in kept.items() if place not in buffers)
+        module.requires_grad_(True)
+        assert loss.requires_grad and seen[name] == costs.predict(each).kept_most
+    for name in moves:
+        assert share.loc[name, "kept"] == seen[name] / seen["all"]
 
 
 class Pair(nn.Module):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from regimes.core.tree import trainable
+from regimes.measure.layer_cost_kept import kept_by_layers
+from regimes.measure.layer_cost_terms import paid
 
 __all__ = ["Cost", "step_cost"]
 
@@ -21,7 +22,7 @@ class Cost:
 
     Attributes:
         backward: floating-point operations of the matrix products and convolutions of the backward pass.
-        kept: bytes that the forward pass keeps for the backward pass, without the parameters.
+        kept: bytes that the forward pass keeps for the backward pass, without parameters and buffers.
         moving: parameters that move.
     """
 
@@ -37,19 +38,10 @@ def step_cost(network: nn.Module, mean_loss: Callable[[], Tensor]) -> Cost:
         network: is left with no gradient.
         mean_loss: of a batch.
     """
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    bytes_of: dict[int, int] = {}
-
-    def note(value: Any) -> Any:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            bytes_of[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        loss = mean_loss()
     moved = trainable(network)
+    kept = paid(kept_by_layers(network, [[*moved.values()]], mean_loss), frozenset({0}))
+    loss = mean_loss()
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(loss, list(moved.values()), allow_unused=True)
     count = sum(parameter.numel() for parameter in moved.values())
-    return Cost(counter.get_total_flops(), sum(bytes_of.values()), count)
+    return Cost(counter.get_total_flops(), int(kept), count)
