@@ -109,7 +109,7 @@ def step_times(loop: Loop, kept: Callable[[frozenset[int]], float], rounds: int)
     for turn in range(rounds + 1):
         steps = [_step(loop, moving, turn) for moving in sets]
         seen, parts = _nodes(loop, turn)
-        if turn or not rounds:
+        if turn:
             for kind, step in zip(whole, steps, strict=True):
                 kind.append(step)
             nodes.append(seen)
