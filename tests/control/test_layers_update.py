@@ -204,10 +204,32 @@ def test_bad_settings_of_rare_updates_are_refused() -> None:
 
 
 def test_a_state_of_an_earlier_version_is_taken() -> None:
+    """Whatever the policy that takes it has done: what was not saved then is that of a policy that begins."""
+    module = MODULES["mlp"]()
+    optimizer = optimiser("adam", module)
+    policy = control.LayerwiseSparse(module, optimizer, CUT, example=X)
+    saved = policy.state_dict()
+    for name in ("by_curvature", "idle", "factors", "last", "known"):
+        del saved[name]
+    for _ in range(5):
+        module(X).sum().backward()
+        optimizer.step()
+    held = {name for name, p in module.named_parameters() if p in optimizer.state}
+    assert any(policy.state_dict()["idle"])
+    policy.load_state_dict(saved)
+    found = policy.state_dict()
+    assert policy.step == 0 and not any(found["idle"])
+    # Nothing of the optimiser is dropped where nobody says what it knew.
+    assert held and set(found["known"]) == held
+
+
+@pytest.mark.parametrize("name", ["step", "ages", "moves", "seed", "layers", "warmup", "state"])
+def test_a_state_that_lacks_what_every_version_saved_is_refused(name: str) -> None:
     module = MODULES["mlp"]()
     policy = control.LayerwiseSparse(module, optimiser("sgd", module), CUT, example=X)
     saved = policy.state_dict()
-    for name in ("by_curvature", "idle", "factors", "last"):
-        del saved[name]
-    policy.load_state_dict(saved)
-    assert policy.step == 0
+    del saved[name]
+    before = policy.state_dict()
+    with pytest.raises(UserError, match=f"`state_dict`: '{name}' is missing, expected the state_dict"):
+        policy.load_state_dict(saved)
+    assert policy.state_dict() == before

@@ -123,7 +123,7 @@ class LayerwiseSparse:
         self._roster = Roster(network.modules())
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         state = state or at_rest(optimizers)
-        _check_settings(module, largest_factor, state, warmup, by_curvature)
+        self._settings = _checked_settings(module, largest_factor, state, warmup, by_curvature)
         self._check_held(optimizers)
         if state == "decay":
             check_known(optimizers)
@@ -131,8 +131,6 @@ class LayerwiseSparse:
         factors = [min(1 / p, largest_factor) if p else 1.0 for p in self.plan.probabilities]
         self._updates = Updates(optimizers, self._layers, factors, state, warmup, by_curvature)
         self._known: tuple[int, frozenset[int]] = (0, self.plan.places(0))
-        self._settings = {"largest_factor": float(largest_factor), "state": state, "warmup": warmup}
-        self._settings["by_curvature"] = by_curvature
         self._compiled = Compiled(module, self._layers)
         self._network, self._begun, self._free = network, -1, False
         self._versions: list[tuple[str, Tensor, int]] = []
@@ -222,12 +220,19 @@ class LayerwiseSparse:
         ``torch.distributed.checkpoint`` makes it up.
 
         Raises:
-            UserError: if it is that of another policy.
+            UserError: if it is that of another policy, or something is missing.
         """
         own = self._identity()
-        # What a policy of an earlier version did not have.
-        state_dict = {"by_curvature": False, "last": {}, **self._updates.numbers(), **state_dict}
-        for name in (*own, "step", "known"):
+        # What a policy of an earlier version did not save: optimisers may know all, and factors do not change.
+        older = {
+            "known": [name for _, name, _ in self._named],
+            "by_curvature": False,
+            "idle": [0] * len(self._layers),
+            "factors": self._updates.numbers()["factors"],
+            "last": {},
+        }
+        state_dict = {**older, **state_dict}
+        for name in (*own, "step", "ages"):
             if name not in state_dict:
                 raise UserError(
                     f"`state_dict`: '{name}' is missing, expected the state_dict() of a LayerwiseSparse"
@@ -343,10 +348,10 @@ class LayerwiseSparse:
         self.step += 1
 
 
-def _check_settings(
+def _checked_settings(
     module: nn.Module, largest_factor: float, state: str, warmup: int, by_curvature: bool
-) -> None:
-    """Raise if a setting is out of range."""
+) -> dict[str, Any]:
+    """The settings by name; raise if one is out of range."""
     if isinstance(module, DistributedDataParallel) and (
         module.static_graph or not module.find_unused_parameters
     ):
@@ -367,3 +372,9 @@ def _check_settings(
         raise UserError(f"`warmup`: got {warmup}, expected a number of steps, 0 for none")
     if warmup and state != "drop":
         raise UserError(f'`warmup`: got {warmup} with `state` "{state}", expected 0; it is for state="drop"')
+    return {
+        "largest_factor": float(largest_factor),
+        "state": state,
+        "warmup": warmup,
+        "by_curvature": by_curvature,
+    }
