@@ -59,8 +59,10 @@ def layer_plan(
 ) -> LayerPlan:
     """Which parameters of a module move at each step, as a function of the number of the step.
 
-    It is the ``layers`` of ``train.descent`` and of the other engines, and what :class:`LayerwiseSparse` goes by: one
-    plan, the same steps. Its answer depends on the seed and the step alone.
+    It is the ``layers`` of ``train.descent`` and of the other engines, and what :class:`LayerwiseSparse` goes by: the
+    same layers at the same steps. Where there is momentum the steps differ by default: an engine keeps the velocity of
+    what rests, as the policy does with ``state="keep"``; left to itself, the policy lets that of ``SGD`` decay. Its
+    answer depends on the seed and the step alone.
 
     The order of the layers is found from two passes on the example: a layer is above another if it is used after
     it, whatever the classes are called. A tied parameter belongs to the layer that uses it first. What does not
