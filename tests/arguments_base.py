@@ -53,6 +53,7 @@ LEFT_OUT = {
 
 # Values that the library hands out; nobody makes one.
 RECORDS = {
+    "control.HeldBatch",
     "control.LayerPlan",
     *("train.Descent", "train.Flow", "train.KernelPath", "train.KernelState", "train.RungeKutta"),
     *(

@@ -1,5 +1,6 @@
 """What an experimenter may change; each control takes a module, or an optimiser with it."""
 
+from regimes.control.held import HeldBatch
 from regimes.control.layers import (
     Cut,
     CyclicBlocks,
@@ -27,6 +28,7 @@ __all__ = [
     "Cut",
     "CyclicBlocks",
     "Fixed",
+    "HeldBatch",
     "Law",
     "LayerPlan",
     "LayerwiseSparse",

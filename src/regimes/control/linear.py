@@ -2,8 +2,8 @@ r"""The linearised module: f(a, x) + J(a, x)(w - a), with parameters w of its ow
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from regimes.control.eager import as_written
+from regimes.control.held import HeldBatch, forecast
 from regimes.control.scale import duplicate
 from regimes.control.tangent import Route, by_reverse_mode, settle, transposed_twice
+from regimes.control.tape import Tape, record
 from regimes.core.batch import check_finite, transform
 from regimes.core.check import checked
 from regimes.core.derivative import RANDOM, Output, bind, check_separable, plain, random_state
@@ -76,10 +79,36 @@ class Linearized(nn.Module):
 
     def forward(self, *args: Any, **named: Any) -> Tensor:
         """f(a, x) + J(a, x)(w - a), of the shape of f(w, x)."""
-        if "torch._dynamo" in sys.modules:
-            # Something may be compiled, around this or inside, and there tangents are lost without a word.
-            return torch.compiler.disable(_as_written)(self, args, named)  # pyright: ignore[reportCallIssue]
-        return self._run(args, named)
+        return as_written(self._run, args, named)
+
+    def hold(self, *args: Any, **named: Any) -> HeldBatch:
+        """F on one batch that comes again and again, with all that does not hang on w computed once.
+
+        Args:
+            args: x, as the module takes them.
+            named: those by name.
+
+        Returns:
+            What gives F(w, x) at each call, at the parameters of that moment; its ``bytes`` are what it keeps.
+
+        Raises:
+            UserError: as the first call of the module; or if inputs require grad, or are no tensors.
+
+        >>> linear, x = linearize(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))), torch.ones(2, 3)
+        >>> held = linear.hold(x)
+        >>> torch.equal(held(), linear(x))
+        True
+        """
+        return HeldBatch(self, args, named)
+
+    def held_bytes(self, *args: Any, **named: Any) -> int:
+        """The bytes that :meth:`hold` would keep of a batch, told from a few of its samples; 0 where it can keep none.
+
+        >>> linear = linearize(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)))
+        >>> linear.held_bytes(torch.ones(100, 3)) == linear.hold(torch.ones(100, 3)).bytes
+        True
+        """
+        return forecast(self, args, named)
 
     def _run(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
         """F(w, x)."""
@@ -87,6 +116,18 @@ class Linearized(nn.Module):
             # There forward mode loses every tangent without a word.
             with torch.inference_mode(False), torch.no_grad():
                 return self._run(transform(args, plain), transform(named, plain))
+        anchor, own = self.anchored()
+        moved = sub({name: own[name] for name in anchor}, anchor)
+        with _written_out():
+            value, along = self._pair(args, named, anchor, moved)
+        return value + along
+
+    def anchored(self) -> tuple[Tree, Tree]:
+        """a, and all parameters, by name.
+
+        Raises:
+            UserError: if something requires grad that has no anchor.
+        """
         anchor = dict(self.anchor.named_buffers())
         own = dict(self.nonlinear.named_parameters())
         if thawed := [name for name, p in own.items() if p.requires_grad and name not in anchor]:
@@ -94,16 +135,23 @@ class Linearized(nn.Module):
                 f"`module`: '{thawed[0]}' requires grad, but was frozen when the module was linearised; "
                 "linearise it again"
             )
-        moved = sub({name: own[name] for name in anchor}, anchor)
-        try:
-            # Fused attention has no forward mode (pytorch issue 117629); attention written out has.
-            with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS):
-                value, along = self._pair(args, named, anchor, moved)
-        except RuntimeError as error:
-            if _HOOKS in str(error):
-                raise UserError(_HOOKS) from error
-            raise
-        return value + along
+        return anchor, own
+
+    def tape(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tape | None:
+        """J v and J^T u on these inputs, at the anchor as it is; None where they have to be computed each time."""
+        anchor = dict(self.anchor.named_buffers())
+        with _written_out():
+            if self._route is None:
+                self._look(args, named, anchor)
+            if self._route is not by_forward_mode:
+                return None
+            own, buffers = [*self.nonlinear.parameters()], dict(self.nonlinear.named_buffers())
+            before, random = _versions(buffers), random_state()
+            found = record(partial(self._outputs, args, named), anchor, [*own, *buffers.values()])
+        if random_state() != random:
+            raise UserError(RANDOM)
+        # What counts or averages at each call has to be called each time.
+        return found if _versions(dict(self.nonlinear.named_buffers())) == before else None
 
     def _pair(
         self, args: tuple[Any, ...], named: Mapping[str, Any], anchor: Tree, moved: Tree
@@ -200,10 +248,16 @@ class Linearized(nn.Module):
         return "f(a, x) + J(a, x)(w - a)"
 
 
-def _as_written(linear: Linearized, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tensor:
-    """F(w, x), where parts that are compiled run as they were written."""
-    with torch.compiler.set_stance("force_eager"):
-        return linear._run(args, named)
+@contextmanager
+def _written_out() -> Iterator[None]:
+    """Fused attention has no forward mode (pytorch issue 117629); attention written out has."""
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS):
+            yield
+    except RuntimeError as error:
+        if _HOOKS in str(error):
+            raise UserError(_HOOKS) from error
+        raise
 
 
 def _want_grad(inputs: Any) -> bool:

@@ -3,7 +3,7 @@ r"""f(a, x) and J(a, x) v in one call, as a function of v: forward mode, and oth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from regimes.core.error import UserError
 from regimes.core.forward import by_forward_mode
 from regimes.core.tree import Tree
 
-__all__ = ["Route", "by_reverse_mode", "settle", "transposed_twice"]
+__all__ = ["Route", "by_reverse_mode", "coarsest_rounding", "settle", "transposed_twice"]
 
 Route = Callable[[Function, Tree, Tree], tuple[Tensor, Tensor]]
 """From f(., x), a and v to f(a, x) and J(a, x) v; the gradient of the second by v is J^T u."""
@@ -80,7 +80,7 @@ def settle(outputs: Function, at: Tree) -> Route:
         size = _square(v.values())
     if not math.isfinite(size):  # nothing can be compared
         return by_forward_mode
-    tolerance = _rounding([value, *at.values()]) ** 0.25
+    tolerance = coarsest_rounding([value, *at.values()]) ** 0.25
     for route in (by_forward_mode, by_both_modes, by_reverse_mode):
         try:
             if _fits(route, outputs, at, u, v, tolerance):
@@ -127,7 +127,7 @@ def _square(tensors: Iterable[Tensor]) -> float:
     return sum(float(each.detach().abs().square().sum()) for each in tensors)
 
 
-def _rounding(tensors: list[Tensor]) -> float:
+def coarsest_rounding(tensors: Sequence[Tensor]) -> float:
     """The relative rounding error of an operation on the coarsest of them."""
     coarsest = max(torch.finfo(each.dtype).eps for each in tensors if each.dtype.is_floating_point)
     device = tensors[0].device.type

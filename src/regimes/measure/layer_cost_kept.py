@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from regimes.core.storage import address
+
 __all__ = ["kept_by_layers"]
 
 
@@ -115,8 +117,3 @@ def _kept(module: nn.Module, own: set[int], run: Callable[[], Tensor]) -> dict[t
         name: tensor.nbytes if name[0] == "given" else tensor.untyped_storage().nbytes()
         for name, tensor in held.items()
     }
-
-
-def address(tensor: Tensor) -> int:
-    """Where the storage of a tensor begins."""
-    return tensor.untyped_storage().data_ptr()

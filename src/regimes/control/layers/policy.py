@@ -15,8 +15,8 @@ from regimes.control.layers.moves import Moves
 from regimes.control.layers.order import by_depth, inside
 from regimes.control.layers.passes import Passes, refuse_watched
 from regimes.control.layers.plan import LayerPlan, plan_of
-from regimes.control.layers.roster import Roster
 from regimes.control.layers.update import OptimizerState, Updates, at_rest, check_known
+from regimes.control.unchanged.roster import Roster
 from regimes.core.batch import Inputs
 from regimes.core.batch import check as check_inputs
 from regimes.core.check import checked, shown

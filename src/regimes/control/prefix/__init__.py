@@ -2,7 +2,7 @@
 
 Data go one way. ``record`` sees what a pass does with what hangs on inputs and frozen layers alone, ``detour`` holds
 two passes against each other and finds what crosses the cut, ``replay`` runs a pass without what is below it.
-``contents`` and ``fingerprint`` tell samples and networks apart, ``table`` keeps the values, ``cached`` is the door.
+Samples and networks are told apart by ``control.unchanged``; ``table`` keeps the values, ``cached`` is the door.
 """
 
 from regimes.control.prefix.cached import CachedPrefix

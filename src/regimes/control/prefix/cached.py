@@ -14,12 +14,12 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from regimes.control.layers.order import outputs_of, undisturbed
 from regimes.control.layers.passes import Hook
 from regimes.control.layers.policy import LayerwiseSparse
-from regimes.control.prefix.contents import row_keys
 from regimes.control.prefix.detour import Recorded, agree, merge, other_samples, perturbed, record
-from regimes.control.prefix.fingerprint import Computed
 from regimes.control.prefix.record import Opaque
 from regimes.control.prefix.replay import Detour, Replay, replaced
 from regimes.control.prefix.table import SampleTable, check_path
+from regimes.control.unchanged.computed import Computed
+from regimes.control.unchanged.contents import row_keys
 from regimes.core.check import checked
 from regimes.core.error import UserError
 
@@ -262,7 +262,7 @@ class CachedPrefix:
         around = {".".join(each[:end]) for each in parts for end in range(len(each))}
         modules = {name: each for each, name in self._names.items() if each in inside or name in around}
         holding = {part for each in left for part in each.modules()} | {modules[name] for name in around}
-        return Computed(modules, holding, self._moving)
+        return Computed(modules, holding, self._moving, ("`policy`", "call clear() of the CachedPrefix"))
 
     def _stale(self, detour: Detour, place: int) -> str:
         """What to say where a value is another one than was kept."""

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regimes.control.layers.order import as_written, undisturbed
 from regimes.control.layers.passes import Hook
-from regimes.control.prefix.fingerprint import precision
 from regimes.control.prefix.record import Enough, PassRecorder
 from regimes.control.prefix.replay import Detour, Entry, Sizes, Slot, replaced
+from regimes.control.unchanged.computed import precision
 from regimes.core.error import UserError
 
 __all__ = ["Recorded", "agree", "merge", "other_samples", "perturbed", "record", "tolerance"]

@@ -29,9 +29,11 @@ class Contents:
 
     Args:
         tensors: by name.
+        whose: the argument they belong to, and what to do about what was kept of them, for an error.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], whose: tuple[str, str]) -> None:
+        self._whose = whose
         self._tensors = [*tensors.values()]
         self._large = [each for each in self._tensors if each.numel() * each.element_size() >= _TURNS * _ROW]
         large = {id(each) for each in self._large}
@@ -56,10 +58,11 @@ class Contents:
             return True
         before = (turn - 1) % _TURNS
         if not counted and self._sums(before) == self._known[before]:
+            argument, way_out = self._whose
             raise UserError(
-                f"`policy`: entries of its parameters or buffers ('{self._name}' or another one) were written to "
+                f"{argument}: entries of its parameters or buffers ('{self._name}' or another one) were written to "
                 "behind torch's back (.data, numpy), and up to 15 passes may have looked up what they gave before; "
-                "write under torch.no_grad(), or call clear() of the CachedPrefix after it"
+                f"write under torch.no_grad(), or {way_out} after it"
             )
         return False
 

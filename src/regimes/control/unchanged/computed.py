@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
 
-from regimes.control.layers.roster import Roster
-from regimes.control.prefix.contents import Contents
+from regimes.control.unchanged.contents import Contents
+from regimes.control.unchanged.roster import Roster
 
 __all__ = ["Computed", "precision"]
 
@@ -27,10 +27,15 @@ class Computed:
         modules: by name, each with what is its own.
         holding: those whose tensors count.
         moving: tensors that do not count.
+        whose: the argument, and the way out, that an error names.
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], holding: Iterable[nn.Module], moving: Iterable[Tensor]
+        self,
+        modules: Mapping[str, nn.Module],
+        holding: Iterable[nn.Module],
+        moving: Iterable[Tensor],
+        whose: tuple[str, str],
     ) -> None:
         left = {id(each) for each in moving}
         self._modules = [*modules.items()]
@@ -61,7 +66,7 @@ class Computed:
         self._empty = [
             value for each in self._owns for value in each.values() if isinstance(value, dict) and not value
         ]
-        self._contents = Contents(dict(self._tensors))
+        self._contents = Contents(dict(self._tensors), whose)
 
     def changed(self) -> str | None:
         """What is not as it was, None if all is."""
