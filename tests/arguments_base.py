@@ -28,6 +28,7 @@ from tests.arguments_made import (
     on_top,
     one,
     parameters,
+    renewed,
     rows,
     signs,
     sparse,
@@ -53,8 +54,7 @@ LEFT_OUT = {
 
 # Values that the library hands out; nobody makes one.
 RECORDS = {
-    "control.HeldBatch",
-    "control.LayerPlan",
+    *("control.Block", "control.HeldBatch", "control.LayerPlan", "control.StableRate"),
     *("train.Descent", "train.Flow", "train.KernelPath", "train.KernelState", "train.RungeKutta"),
     *(
         "measure.Averaging",
@@ -133,10 +133,14 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "core.loss.Squared": values(),
     "core.stream.entropy": values(seed=0, names=("mlp", 32)),
     "core.stream.generator": values(seed=0, names=("mlp", 32)),
+    "control.Adaptive": values(trust=0.5),
+    "control.AtSteps": values(moments=[1, 4]),
     "control.CachedPrefix": lambda: {"policy": on_top(network()), "samples": 9},
     "control.Cut": values(p=0.2),
     "control.CyclicBlocks": values(),
+    "control.Every": values(steps=4),
     "control.Fixed": values(top=1),
+    "control.IterativeLinearisation": lambda: renewed(network()),
     "control.Law": values(name="mine", in_weights=False, output_power=0.0, fast=False, alpha_star=-0.5),
     "control.LayerwiseSparse": lambda: sparse(network()),
     "control.Linearized": of({"network": network}),
@@ -149,6 +153,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "control.linearize": of({"module": network}),
     "control.rates": of({"module": network}),
     "control.scale": of({"module": network}, alpha=2.0),
+    "control.stable_rate": of({"module": network, "inputs": inputs, "targets": signs}, loss=loss.squared),
     "control.table": of({"module": network}),
     "control.unscaled": of({"module": network}),
     "models.cnn": values(channels=1, width=2, **SIZES),

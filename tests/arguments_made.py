@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from regimes import control, measure, models
 from regimes.core import estimate
+from regimes.core.loss import squared
 from regimes.core.tree import trainable
 from regimes.report import claim
 from regimes.study import Scale, Study, grid
@@ -32,6 +33,7 @@ __all__ = [
     "on_top",
     "one",
     "parameters",
+    "renewed",
     "rows",
     "signs",
     "sparse",
@@ -83,6 +85,13 @@ def sparse(module: nn.Module) -> Arguments:
 
 def on_top(module: nn.Module) -> control.LayerwiseSparse:
     return control.LayerwiseSparse(**{**sparse(module), "moves": control.Fixed(top=1)})
+
+
+def renewed(module: nn.Module) -> Arguments:
+    linear = control.linearize(module)
+    optimizer = torch.optim.SGD(linear.parameters(), lr=0.1)
+    data = {"inputs": inputs(), "targets": signs(), "loss": squared}
+    return {"module": linear, "optimizer": optimizer, "rule": control.Adaptive(trust=0.5), **data}
 
 
 def study() -> Study:

@@ -92,6 +92,15 @@ RULES = (
         HUGE,
     ),
     Rule(
+        "a step that is never reached is one; there are as many samples as there are",
+        "control.Adaptive control.Every control.IterativeLinearisation control.stable_rate",
+        "batch_size batches directions every most samples steps",
+        HUGE,
+    ),
+    Rule("any number below 1 is a threshold", "control.Adaptive", "trust", "minus one, zero"),
+    Rule("any whole number is a seed", "control.Adaptive control.stable_rate", "seed", "minus one"),
+    Rule("no moments are none", "control.AtSteps", "moments", "empty"),
+    Rule(
         "0 is never, or none", "control.Cut control.Fixed control.LayerwiseSparse", "bottom p warmup", "zero"
     ),
     Rule("one probability for each layer, in an array too", "control.Cut", "p", "array"),

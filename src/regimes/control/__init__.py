@@ -1,5 +1,14 @@
 """What an experimenter may change; each control takes a module, or an optimiser with it."""
 
+from regimes.control.anchor import (
+    Adaptive,
+    AtSteps,
+    Block,
+    Every,
+    IterativeLinearisation,
+    StableRate,
+    stable_rate,
+)
 from regimes.control.held import HeldBatch
 from regimes.control.layers import (
     Cut,
@@ -24,11 +33,16 @@ __all__ = [
     "MUP",
     "NTK",
     "STANDARD",
+    "Adaptive",
+    "AtSteps",
+    "Block",
     "CachedPrefix",
     "Cut",
     "CyclicBlocks",
+    "Every",
     "Fixed",
     "HeldBatch",
+    "IterativeLinearisation",
     "Law",
     "LayerPlan",
     "LayerwiseSparse",
@@ -36,6 +50,7 @@ __all__ = [
     "Moves",
     "RandomLayers",
     "Scaled",
+    "StableRate",
     "UniformCut",
     "law",
     "layer_plan",
@@ -43,6 +58,7 @@ __all__ = [
     "linearize",
     "rates",
     "scale",
+    "stable_rate",
     "table",
     "unscaled",
 ]

@@ -40,6 +40,8 @@ class State:
         update: the step about to be taken, where the engine knows it.
         start: the architecture at w(0), where it is another than ``module``: that of a linearised network whose anchor
             has moved since.
+        updates: U, from how many anchors the steps so far were taken (``control.Every``), where the engine knows it: in
+            plain training as many as steps.
     """
 
     module: nn.Module
@@ -53,6 +55,7 @@ class State:
     outputs: Tensor | None = None
     update: Mapping[str, Tensor] | None = None
     start: nn.Module | None = None
+    updates: int | None = None
 
     def __call__(self, x: Inputs) -> Tensor:
         """F(w(t), x)."""
@@ -62,7 +65,14 @@ class State:
         """The same network at its origin, w(0)."""
         module = self.start or self.module
         return replace(
-            self, module=module, parameters=self.origin, step=0, time=0.0, outputs=None, update=None
+            self,
+            module=module,
+            parameters=self.origin,
+            step=0,
+            time=0.0,
+            outputs=None,
+            update=None,
+            updates=None,
         )
 
     def materialize(self) -> nn.Module:

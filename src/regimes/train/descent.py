@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regimes.control.anchor.block import Block
+from regimes.control.anchor.rules import Every
+from regimes.control.anchor.stability import Stable, lowered, too_large
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
@@ -37,6 +40,7 @@ class DescentSettings:
     steps: int
     seed: int
     margin: bool
+    stable: Stable | None
 
 
 @dataclass(frozen=True)
@@ -66,23 +70,30 @@ class Descent(Engine[DescentFront, DescentSettings]):
             "batch_size": settings.batch,
             "seed": settings.seed,
             "margin": settings.margin,
+            "stable": settings.stable or "None",
         }
         if not all(isinstance(lr, partial) and lr.func is _constant for lr in settings.lr):
             return named
         rates = [lr(0) for lr in settings.lr]
         return named | {"lr": rates if len(set(rates)) > 1 else rates[0]}
 
-    def _rates(self, step: int) -> list[float]:
-        """The learning rate of every member at a step."""
+    def _rates(self, step: int, blocks: Sequence[Sequence[Block]]) -> list[float]:
+        """The learning rate of every member at a step, lowered where its block is."""
         rates = [_finite_rate(lr(step)) for lr in self.settings.lr]
-        return rates * (len(self._origin) // len(rates))
+        every = rates * (len(self._origin) // len(rates))
+        if self.settings.stable != "lower":
+            return every
+        bounds = [next(b.bound for b in reversed(each) if b.step <= step) for each in blocks]
+        return [
+            rate if bound is None else lowered(rate, bound) for rate, bound in zip(every, bounds, strict=True)
+        ]
 
     def _read(self, front: Mapping[str, Any]) -> Mapping[str, Any]:
         """The time was one number for all members once."""
         times = torch.as_tensor(front["time"], dtype=torch.float64)
         return {**front, "time": times.expand(len(front["members"])).clone()}
 
-    def _check_front(self, front: Mapping[str, Any]) -> None:
+    def _check_front(self, front: Mapping[str, Any], blocks: Sequence[Sequence[Block]]) -> None:
         """The velocity, the sum of the rates so far, and the order of the samples in this epoch."""
         settings, step = self.settings, front["step"]
         if bool(front["v"].numel()) != bool(settings.momentum) and len(front["members"]):
@@ -90,7 +101,7 @@ class Descent(Engine[DescentFront, DescentSettings]):
             raise UserError(
                 f"`momentum`: got {settings.momentum}, but the saved run has {came}; give the engine the same"
             )
-        times = [sum(rates) for rates in zip(*map(self._rates, range(step)), strict=True)]
+        times = [sum(rates) for rates in zip(*(self._rates(s, blocks) for s in range(step)), strict=True)]
         for member, then in zip(front["members"].tolist(), front["time"].tolist(), strict=True):
             came = times[member] if step else 0.0
             if not math.isclose(came, then, rel_tol=1e-9):
@@ -111,13 +122,38 @@ class Descent(Engine[DescentFront, DescentSettings]):
     def _advance(self) -> None:
         """Look at the whole training set where the settings ask for it, then compute a step of each member."""
         step, settings = self._front.step, self.settings
-        if step and self.plans.renews(step):
-            self._renew(self._front.members, self._front.w)
+        if step and self.plans.linear:
+            self._move()
         last = step >= settings.steps or self._late
         if last or (settings.margin and step % settings.epoch == 0):
             self._judge(last)
         if self.running:
             self._step()
+
+    def _move(self) -> None:
+        """Move the anchors that are due, and let their velocities start anew if the rule says so."""
+        front, growths = self._front, None
+        if self.settings.stable == "shorten":
+            rates = [self._rates(front.step, self._renewals.blocks)[k] for k in front.members.tolist()]
+            growths = self._renewals.growths(front.members, rates, self.settings.momentum)
+        rows = self._renewed(front.members, [front.step] * self.running, front.w, growths)
+        if self._renewals.reset and len(rows) and front.v.numel():
+            self._front = replace(front, v=front.v.index_fill(0, rows, 0.0))
+
+    def _stand(self) -> list[float]:
+        """The rates of the members that run, each within the bound of its block."""
+        front, settings = self._front, self.settings
+        if settings.stable is not None and self.plans.linear and self.plans.rule != Every(1):
+            bounds = self._renewals.bounds(front.members, settings.momentum, settings.batch)
+            asked = [_finite_rate(lr(front.step)) for lr in settings.lr] * (
+                len(self._origin) // len(settings.lr)
+            )
+            for member, bound in zip(front.members.tolist(), bounds, strict=True):
+                if asked[member] > bound and settings.stable == "refuse":
+                    raise too_large(asked[member], bound, front.step)
+                if asked[member] > bound and settings.stable == "lower":
+                    self._renewals.lower(member)
+        return self._rates(front.step, self._renewals.blocks)
 
     def _judge(self, last: bool) -> None:
         """Let the members go that have ended: those that meet every margin if that is asked, at last all."""
@@ -138,14 +174,14 @@ class Descent(Engine[DescentFront, DescentSettings]):
 
     def _step(self) -> None:
         """Compute one step of every member, record it, and take it where it is finite."""
-        front, settings = self._front, self.settings
+        front, settings, rates = self._front, self.settings, self._stand()
         whole = settings.batch == settings.samples
         if not whole and front.step % settings.epoch == 0:
             front = replace(front, order=order(settings.seed, front.step // settings.epoch, settings.samples))
         moving = self.plans.moving(front.step)
         outputs, loss, g = self._gradient(front, moving)
         v = front.v * settings.momentum + g if front.v.numel() else g
-        lr = torch.tensor(self._rates(front.step), dtype=torch.float64).to(front.time.device)[front.members]
+        lr = torch.tensor(rates, dtype=torch.float64).to(front.time.device)[front.members]
         update = (v if self.program.rates is None else v * self.program.rates) * -lr.to(v)[:, None]
         w = front.w + update
         if moving is not None:
@@ -211,6 +247,7 @@ def descent(
     max_seconds: float = math.inf,
     layers: Layers | None = None,
     anchor: Anchor | None = None,
+    stable: Stable | None = None,
     dtype: torch.dtype | None = None,
 ) -> Descent:
     r"""Stochastic gradient descent on L(w) = (1 / (alpha^2 b)) sum loss(F(w, x), y), b samples at a time.
@@ -228,9 +265,11 @@ def descent(
 
     .. math:: F(w, x) = \alpha \left(f(a, x) + J(a, x) (w - a) - f(w_0, x)\right), \qquad a \leftarrow w
 
-    with a = w0 at step 0. So ``lambda step: False`` is lazy training (``control.linearize``), ``lambda step: True``
-    plain training, and ``lambda step: step % K == 0`` lies between; the velocity is kept when the anchor moves.
-    ``state(x)`` and ``state.module`` are those of the linearisation that the step is taken with.
+    with a = w0 at step 0. So ``control.AtSteps([])`` is lazy training (``control.linearize``), ``control.Every(1)``
+    plain training, and ``control.Every(K)`` lies between; ``control.Adaptive`` has each member renew its own where the
+    linear model has become wrong. The velocity is kept when the anchor moves, unless the rule resets it. ``state(x)``
+    and ``state.module`` are those of the linearisation that the step is taken with, ``state.updates`` is U, and
+    ``run.blocks(member)`` says when and why each block began.
 
     A state is given *before* each step: ``state.update`` is the step about to be taken, ``state.loss`` is
     that of the batch, and ``state.outputs`` is there if the batch is the whole set. A member ends
@@ -253,8 +292,14 @@ def descent(
         max_seconds: wall-clock of the whole call.
         layers: from the number of a step to the names that move at it, of parameters or of modules with all
             theirs, as in ``module.named_parameters()``, such as a ``control.layer_plan``; left out, all move.
-        anchor: from the number of a step to whether the linearisation is renewed before it; left out, the network
-            itself is trained.
+        anchor: a rule of renewal, or a function from the number of a step to whether the linearisation is renewed
+            before it; left out, the network itself is trained.
+        stable: what is done where the rate is beyond the stability bound of a linear block (``control.stable_rate``,
+            with the curvature at its anchor, for the whole set or the worst of four batches of this size): "lower" it
+            to 0.9 of the bound for this block, "shorten" the block, so that no direction grows by more than 2 before
+            the anchor moves, or "refuse" with an error that names both numbers. The bound costs 11 or more steps for
+            each anchor and batch, so None, the default, computes none; a block that grows beyond all bounds ends
+            "diverged" all the same. Nothing is computed for ``control.Every(1)``.
         dtype: default that of the module, and float64 for lazy members, which lose their digits in less.
 
     Returns:
@@ -278,7 +323,12 @@ def descent(
     start = program.start()
     plans = prepare_plans(program, start, layers, anchor)
     schedules = _schedules(lr, len(start))
+    if stable is not None and not plans.linear:
+        raise UserError(
+            f"`stable`: got '{stable}' without an `anchor`, expected None; it is for linear blocks"
+        )
     settings = _checked_settings(schedules, momentum, batch_size, epochs, steps, margin, seed, y.shape[-1])
+    settings = replace(settings, stable=stable)
     front = DescentFront(
         members=torch.arange(len(start), device=program.device),
         w=start,
@@ -321,4 +371,4 @@ def _checked_settings(
     batch = min(batch_size or samples, samples)
     epoch = -(-samples // batch)
     total = steps if steps is not None else (epochs or 0) * epoch
-    return DescentSettings(lr, momentum, samples, batch, epoch, total, seed, margin)
+    return DescentSettings(lr, momentum, samples, batch, epoch, total, seed, margin, None)

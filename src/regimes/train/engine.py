@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -13,11 +13,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from regimes.control.anchor.block import Block
 from regimes.core.error import UserError
 from regimes.core.state import State, Status
 from regimes.core.tree import Flat
 from regimes.train.plan import Plans
 from regimes.train.program import Program
+from regimes.train.renewals import Renewals
 from regimes.train.saved import check_function, check_keys, check_settings, function_of, settings_of
 
 __all__ = ["Engine", "Front"]
@@ -69,6 +71,7 @@ class Engine(ABC, Generic[AFront, ASettings]):
         self.program, self.inputs, self.targets = program, inputs, targets
         self.settings, self.max_seconds = settings, max_seconds
         self.plans, self._front, self._origin, self._offsets = plans, front, origin, offsets
+        self._renewals = Renewals(plans, program, inputs, targets, offsets)
         self._pending: deque[State] = deque()
         self._seconds = 0.0
 
@@ -85,8 +88,8 @@ class Engine(ABC, Generic[AFront, ASettings]):
         """The front of a saved run as this version has it; a version before may have written it otherwise."""
 
     @abstractmethod
-    def _check_front(self, front: Mapping[str, Any]) -> None:
-        """Raise if the settings do not lead to where a saved run is; its tensors are on any device."""
+    def _check_front(self, front: Mapping[str, Any], blocks: Sequence[Sequence[Block]]) -> None:
+        """Raise if the settings, and the blocks, do not lead to where a saved run is; its tensors are on any device."""
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -111,10 +114,26 @@ class Engine(ABC, Generic[AFront, ASettings]):
         """How many members still run."""
         return len(self._front.members)
 
-    def _renew(self, members: Tensor, w: Tensor) -> None:
-        """Move the anchors of these members to these parameters."""
-        if self.program.linear is not None:
-            self.program.linear.move(members, w)
+    def blocks(self, member: int = 0) -> tuple[Block, ...]:
+        """The blocks of a member, each with its step and what began it; one of all steps without an anchor.
+
+        Raises:
+            UserError: if there is no such member.
+        """
+        if not 0 <= member < len(self._origin):
+            raise UserError(f"`member`: got {member}, expected 0 to {len(self._origin) - 1}")
+        return tuple(self._renewals.blocks[member])
+
+    def _renewed(
+        self, members: Tensor, steps: Sequence[int], w: Tensor, growths: Sequence[float] | None = None
+    ) -> Tensor:
+        """Move the anchors that are due before these steps to the parameters; which rows these are."""
+        if self.program.linear is None:
+            return members[:0]
+        rows = self._renewals.due(members, steps, w, growths)
+        if len(rows):
+            self.program.linear.move(members[rows], w[rows])
+        return rows
 
     def _data(self, members: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """x, y and f(w0, x) for these members, on all samples or on those of a batch."""
@@ -155,6 +174,7 @@ class Engine(ABC, Generic[AFront, ASettings]):
             outputs=outputs,
             update=None if update is None else Flat(self.program.names, update),
             start=None if linear is None else linear.starts[member],
+            updates=self._renewals.updates(member, step),
         )
         self._pending.append(state)
 
@@ -182,6 +202,7 @@ class Engine(ABC, Generic[AFront, ASettings]):
             "pending": pending,
             "seconds": self._seconds,
             "plans": self.plans.state_dict(),
+            "renewals": self._renewals.state_dict(),
             "anchors": None if self.program.linear is None else self.program.linear.anchors.clone(),
             "settings": dict(self._identity),
             "function": function_of(self.program, self._origin, self.inputs, self._offsets),
@@ -209,11 +230,13 @@ class Engine(ABC, Generic[AFront, ASettings]):
                 f"`dtype`: got {self._origin.dtype}, expected {saved['origin'].dtype}, as in the saved run"
             )
         read = self._read(saved["front"])
-        self._check_front(read)
         plans, steps = (
             saved.get("plans", {}),
             max(torch.as_tensor(read["step"]).flatten().tolist(), default=0),
         )
+        renewals, codes = saved.get("renewals"), plans.get("anchor")
+        blocks = self._renewals.read(renewals, [] if codes is None else list(map(int, codes)))
+        self._check_front(read, blocks)
         self.plans.check(plans, int(steps))
         origin = saved["origin"].to(self._origin)
         check_function(saved.get("function"), function_of(self.program, origin, self.inputs, self._offsets))
@@ -225,6 +248,7 @@ class Engine(ABC, Generic[AFront, ASettings]):
         self._front = replace(self._front, **front)
         self._origin = saved["origin"].to(place, copy=True)
         self.plans.load_state_dict(plans, int(steps))
+        self._renewals.load(blocks, renewals)
         if self.program.linear is not None:
             self.program.linearize(self._origin)
             self.program.linear.move(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regimes.control.anchor.block import Block
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
@@ -64,7 +65,7 @@ class Flow(Engine[FlowFront, FlowSettings]):
         """As it is."""
         return front
 
-    def _check_front(self, front: Mapping[str, Any]) -> None:
+    def _check_front(self, front: Mapping[str, Any], blocks: Sequence[Sequence[Block]]) -> None:
         """The momentum time of each member that still runs."""
         members = front["members"].tolist()
         for member, then, now in zip(
@@ -128,29 +129,24 @@ class Flow(Engine[FlowFront, FlowSettings]):
             step=old.step + ok,
             rejected=tried.rejected,
         )
-        self._settle(self._renewed(new, ok), ok)
+        self._settle(self._anchored(new, ok), ok)
 
     def _gradient(self, w: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """F, loss and the gradient times the roots of the rates."""
         outputs, loss, g = self.program.gradient(w, members, *self._data(members))
         return outputs, loss, g if self.settings.roots is None else g * self.settings.roots
 
-    def _renewed(self, new: FlowFront, ok: Tensor) -> FlowFront:
+    def _anchored(self, new: FlowFront, ok: Tensor) -> FlowFront:
         """The members that have come to a step before which their anchor is moved, seen from there."""
-        if not self.plans.linear:
-            return new
-        came = zip(new.step.tolist(), ok.tolist(), strict=True)
-        steps = sorted({int(step) for step, kept in came if kept})
-        wanted = {step for step in steps if self.plans.renews(step)}
-        rows = [
-            kept and int(step) in wanted for step, kept in zip(new.step.tolist(), ok.tolist(), strict=True)
-        ]
-        index = torch.tensor(rows, device=ok.device).nonzero()[:, 0]
+        came = ok.nonzero()[:, 0]
+        steps = [int(step) for step in new.step[came].tolist()]
+        index = came[self._renewed(new.members[came], steps, new.w[came])]
         if not len(index):
             return new
-        self._renew(new.members[index], new.w[index])
         outputs, loss, g = self._gradient(new.w[index], new.members[index])
         found = {"outputs": outputs, "loss": loss, "g": g, "size": _norms(g)}
+        if self._renewals.reset:
+            found["u"] = torch.zeros_like(new.u[index])
         return replace(
             new, **{name: getattr(new, name).index_copy(0, index, each) for name, each in found.items()}
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from regimes.control.anchor.rules import Adaptive
 from regimes.core.check import shown
 from regimes.core.error import UserError, nearest
 from regimes.core.tree import trainable
@@ -18,8 +19,9 @@ __all__ = ["Anchor", "Layers", "Plans"]
 
 Layers = Callable[[int], Collection[str]]
 """From the number of a step to the names of the parameters, or of modules with all theirs, that move at it."""
-Anchor = Callable[[int], bool]
-"""Whether the network is linearised anew, at the parameters it has, before a step."""
+Anchor = Callable[[int], bool] | Adaptive
+"""Whether the network is linearised anew, at the parameters it has, before a step: a function of its number, such as
+``control.Every(100)``, or a rule that looks at where each member is."""
 
 
 @final
@@ -31,12 +33,15 @@ class Plans:
         layers: which parameters move; None for all, at every step.
         anchor: when the linearisation is renewed; None for the network itself.
 
+    Attributes:
+        rule: the anchor.
+
     Raises:
         UserError: if ``layers`` gives what is none for the first step.
     """
 
     def __init__(self, module: nn.Module, layers: Layers | None, anchor: Anchor | None) -> None:
-        self._layers, self._anchor = layers, anchor
+        self._layers, self.rule = layers, anchor
         places = {id(p): place for place, p in enumerate(trainable(module).values())}
         # A tied parameter goes by each of its names.
         every = module.named_parameters(remove_duplicate=False)
@@ -49,7 +54,7 @@ class Plans:
     @property
     def linear(self) -> bool:
         """Whether the linearisation is trained in place of the network."""
-        return self._anchor is not None
+        return self.rule is not None
 
     @property
     def partial(self) -> bool:
@@ -69,12 +74,12 @@ class Plans:
         return found
 
     def renews(self, step: int) -> bool:
-        """Whether the anchor is moved to the parameters before a step; at step 0 it is there.
+        """Whether a function of the step moves the anchor to the parameters before it; at step 0 it is there.
 
         Raises:
             UserError: if the plan says neither True nor False.
         """
-        if self._anchor is None:
+        if self.rule is None:
             return False
         found = self._renews(step)
         self._note("anchor", step, int(found))
@@ -112,9 +117,9 @@ class Plans:
         return found
 
     def _renews(self, step: int) -> bool:
-        if self._anchor is None or step == 0:
-            return self._anchor is not None
-        found = self._anchor(step)
+        if self.rule is None or step == 0 or isinstance(self.rule, Adaptive):
+            return step == 0 and self.linear  # an adaptive rule does not go by the number of the step
+        found = self.rule(step)
         if not isinstance(found, bool | np.bool_):
             raise UserError(f"`anchor`: gave {shown(found)} at step {step}, expected True or False")
         return bool(found)

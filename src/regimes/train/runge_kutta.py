@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regimes.control.anchor.block import Block
 from regimes.core.check import checked
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, soft_hinge
@@ -52,14 +53,13 @@ class RungeKutta(Engine[RungeKuttaFront, RungeKuttaSettings]):
         """As it is."""
         return front
 
-    def _check_front(self, front: Mapping[str, Any]) -> None:
+    def _check_front(self, front: Mapping[str, Any], blocks: Sequence[Sequence[Block]]) -> None:
         """Nothing: all that decides the way is among the settings."""
 
     def _advance(self) -> None:
         """Take a step with every member, and record where it was; at the end record where it is."""
         front = self._front
-        if front.step and self.plans.renews(front.step):
-            self._renew(front.members, front.w)
+        self._renewed(front.members, [front.step] * self.running, front.w)
         data = self._data(front.members)
         if front.step >= self.settings.steps or self._late:
             outputs = self.program.outputs(front.w, front.members, data[0], data[2])
