@@ -14,7 +14,7 @@ from torch import Tensor
 from regimes.control.anchor.block import Block, Why, blocks_from, updates
 from regimes.control.anchor.look import Look, probed
 from regimes.control.anchor.rules import Adaptive, resets
-from regimes.control.anchor.stability import GROWN, drawn, growth, largest, limit, over
+from regimes.control.anchor.stability import GROWN, drawn, growth, largest, limit, limit_of_batches, over
 from regimes.control.anchor.tangents import Tangents
 from regimes.core.error import UserError
 from regimes.core.layer import begins_a_line
@@ -127,8 +127,7 @@ class Renewals:
     def bounds(self, members: Tensor, momentum: float, batch: int) -> list[float]:
         """The largest stable rate of the blocks of some members, computed once for each block.
 
-        Of the whole set if that is the batch, and else the smallest over some batches: lambda of the whole is the
-        mean over batches at most.
+        Of the whole set if that is the batch, and else the smallest over some batches.
         """
         for member in members.tolist():
             if self.blocks[member][-1].bound is None:
@@ -151,7 +150,7 @@ class Renewals:
             tangents = Tangents(program.networks[member], anchor, x, route=route)
             route = tangents.route
             worst = max(worst, sum(largest(tangents, loss, roots, 0)))
-        return over(limit(momentum), worst, 0.0)
+        return over(limit(momentum) if batch == samples else limit_of_batches(momentum), worst, 0.0)
 
     def growths(self, members: Tensor, rates: Sequence[float], momentum: float) -> list[float]:
         """The factor of the worst direction of each member in a step at these rates, from the bounds known."""

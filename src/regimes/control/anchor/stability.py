@@ -34,6 +34,7 @@ __all__ = [
     "growth",
     "largest",
     "limit",
+    "limit_of_batches",
     "lowered",
     "mean_loss",
     "over",
@@ -61,7 +62,7 @@ class StableRate:
     Attributes:
         rate: the smaller of the two that follow; infinite where nothing is curved.
         whole: c / lambda for the loss on all samples.
-        batch: c / lambda for the worst of the batches that were tried; None without batches.
+        batch: 2 (1 - mu) / lambda for the worst of the batches that were tried; None without batches.
         eigenvalue: lambda, the largest eigenvalue of J^T H J / n on all samples, in the metric of the rates.
         residual: \|A v - lambda v\| of the eigenvector found; an eigenvalue lies within it of lambda.
     """
@@ -103,11 +104,18 @@ def stable_rate(
     outputs saturate: then the bound at the anchor is large, and holds only as long as H does not grow within the
     block. There the gradient is bounded, so that a block beyond the bound swings instead of growing exponentially.
 
-    In mini-batches of the squared loss a step multiplies the error by I - eta J_B^T J_B / b, whose norm is at most 1
-    if and only if eta <= 2 / lambda_B: a rate below that of every batch never increases the distance to weights that
-    fit all samples. The largest lambda_B is never below lambda of the whole set if batches divide it, by the convexity
-    of lambda_max. ``batch`` is the smallest such bound over some batches, and so an estimate from above of that over
-    all; with momentum products of different batches are no longer contractions, and it is a rule of thumb.
+    In mini-batches without momentum a step of the squared loss multiplies the error by I - eta J_B^T J_B / b, of norm 1
+    at most if and only if eta <= 2 / lambda_B: a rate below that of every batch never increases the distance to
+    weights that fit all samples. No bound of batches that divide the set is above that of the set on average
+    (lambda_max is convex). With momentum c is 2 (1 - mu) for batches: along an eigenvector that random batches share,
+    with k the eigenvalue of each, e' = (1 + mu - eta k) e - mu e_before has a mean square that falls if and only if
+
+    .. math:: \eta < \frac{2 (1 - \mu^2) E k}{(1 + \mu) E k^2 - 2 \mu (E k)^2},
+
+    which c = 2 (1 - mu) ensures for all k up to lambda_B and no larger one does (k rarely above 0; Nesterov's has the
+    same). So momentum buys no stability against batches: what counts is eta / (1 - mu). In a *fixed* order of batches
+    a block may resonate even below that; only eta < 2 (1 - mu)^2 / (1 + mu) / lambda_B excludes it (circle criterion).
+    ``batch`` is the smallest such bound over some batches, and so an estimate from above of that over all.
 
     Adaptive methods (Adam) have a preconditioner that moves at every step; no bound is computed for them.
 
@@ -165,7 +173,7 @@ def stable_rate(
     worst = 0.0
     for index in drawn(n, batch_size, batches, seed):
         worst = max(worst, sum(bound(take(inputs, index), targets[index])))
-    batch = over(c, worst, 0.0)
+    batch = over(limit_of_batches(momentum), worst, 0.0)
     return StableRate(min(whole, batch), whole, batch, value, residual)
 
 
@@ -181,6 +189,11 @@ def check_targets(inputs: Inputs, targets: Tensor) -> None:
 def limit(momentum: float, nesterov: bool = False) -> float:
     """c: the largest eta lambda at which descent is stable."""
     return 2 * (1 + momentum) / (1 + 2 * momentum) if nesterov else 2 * (1 + momentum)
+
+
+def limit_of_batches(momentum: float) -> float:
+    """c in random batches: the largest eta lambda_B at which the mean square falls whatever share of batches has it."""
+    return 2 * (1 - momentum)
 
 
 def growth(step: float, momentum: float) -> float:
@@ -301,4 +314,7 @@ def _roots(module: nn.Module, rates: Mapping[str, float] | None) -> Tree | None:
             )
         if not 0 <= rate < math.inf:
             raise UserError(f"`rates`: got {rate} for '{name}', expected a finite number of 0 or more")
-    return {name: torch.tensor(math.sqrt(rate)).to(known[name]) for name, rate in rates.items()}
+    return {
+        name: torch.tensor(math.sqrt(rate), dtype=torch.float64).to(known[name])
+        for name, rate in rates.items()
+    }
