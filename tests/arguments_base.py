@@ -55,7 +55,8 @@ LEFT_OUT = {
 # Values that the library hands out; nobody makes one.
 RECORDS = {
     *("control.Block", "control.HeldBatch", "control.LayerPlan", "control.StableRate"),
-    *("train.Descent", "train.Flow", "train.KernelPath", "train.KernelState", "train.RungeKutta"),
+    *("train.Descent", "train.Flow", "train.GaussNewtonStep"),
+    *("train.KernelPath", "train.KernelState", "train.RungeKutta"),
     *(
         "measure.Averaging",
         "measure.Eigenpairs",
@@ -164,6 +165,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "data.fetch": of({"directory": folder}, name="digits", server="http://127.0.0.1:9"),
     "data.load": of({"directory": folder}, train=20, test=10, probe=5),
     "data.teacher": values(inputs=3, train=5, test=4, probe=2),
+    "train.GaussNewton": of({"module": network}, loss=loss.squared),
     "train.Tolerance": values(),
     "train.descent": of(TRAINED, lr=0.1, steps=2),
     "train.flow": of(TRAINED, max_steps=2),

@@ -131,6 +131,7 @@ RULES = (
         "zero",
     ),
     Rule("a limit that is never met", "train.descent train.runge_kutta", "steps", HUGE),
+    Rule("a limit that is never met", "train.GaussNewton", "max_products", HUGE),
     Rule(
         "a limit that is never met",
         "train.descent train.flow train.kernel train.runge_kutta train.Tolerance",

@@ -79,7 +79,11 @@ class Jacobian:
             return torch.cat([way(x, tangent) for _, x in self._passes()])
 
     def square(self, u: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """J J^T u, held against the backward pass alone: u . J J^T u = |J^T u|^2.
+        """J J^T u, as :meth:`pull_push` has it."""
+        return self.pull_push(u)[1]
+
+    def pull_push(self, u: Float[Tensor, "n c"]) -> tuple[dict[str, Tensor], Float[Tensor, "n c"]]:
+        """J^T u and J J^T u, held against the backward pass alone: u . J J^T u = |J^T u|^2.
 
         Samples that the first look did not see may take another way through the network.
 
@@ -99,7 +103,7 @@ class Jacobian:
             away = abs(float((u * pushed).sum()) - size) / (float(u.norm() * pushed.norm()) or 1.0)
             # What both ways give is right: the rest is the rounding of J^T u where that is nearly 0.
             if away <= eps ** (0.5 if forward else 0.25) or (other is not None and _close(other, pushed)):
-                return pushed
+                return tangent, pushed
         raise UserError(_NO_PRODUCTS)
 
     def _passes(self) -> Iterator[tuple[slice, Inputs]]:

@@ -3,6 +3,7 @@
 from regimes.train.descent import Descent, descent
 from regimes.train.flow import Flow, flow
 from regimes.train.kernel import kernel
+from regimes.train.newton import GaussNewton, GaussNewtonStep
 from regimes.train.path import KernelPath, KernelState
 from regimes.train.runge_kutta import RungeKutta, runge_kutta
 from regimes.train.step import Tolerance
@@ -10,6 +11,8 @@ from regimes.train.step import Tolerance
 __all__ = [
     "Descent",
     "Flow",
+    "GaussNewton",
+    "GaussNewtonStep",
     "KernelPath",
     "KernelState",
     "RungeKutta",

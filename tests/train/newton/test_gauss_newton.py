@@ -1,0 +1,398 @@
+"""A step of Gauss-Newton is the dense solve, in every form, and what the optimiser makes of it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regimes import control, train
+from regimes.core.error import UserError
+from regimes.core.loss import Loss, cross_entropy, hinge, squared
+from tests.train.newton import dense
+from tests.train.newton.dense import F64, flat
+
+EXACT = {"tolerance": 1e-13, "max_products": 500}
+STEPS: dict[Any, Callable[..., Tensor]] = {
+    "full": dense.step,
+    "products": dense.step,
+    "trace": dense.kronecker_step,
+}
+
+
+class Tied(nn.Module):
+    """A weight that is used twice, and one that is frozen."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, outputs)
+        self.middle.weight = self.first.weight
+        self.last.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.middle(torch.tanh(self.first(x)))))
+
+
+def mlp(outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, outputs))
+
+
+def conv(outputs: int) -> nn.Module:
+    layers = nn.Conv2d(1, 2, 2), nn.Softplus(), nn.Flatten(), nn.Linear(2, outputs)
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), *layers)
+
+
+def scaled(outputs: int) -> nn.Module:
+    module = control.scale(mlp(outputs).double(), 3.0)
+    with torch.no_grad():
+        for p in module.network.parameters():
+            p.add_(torch.randn_like(p) / 3)
+    return module
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "MLP": mlp,
+    "convolution": conv,
+    "tied": Tied,
+    "scaled": scaled,
+}
+
+
+def task(n: int, c: int, loss: Loss) -> tuple[Tensor, Tensor]:
+    x = torch.randn(n, 4, dtype=F64)
+    if c > 1:
+        return x, torch.randint(c, (n,)) if loss is cross_entropy else torch.randn(n, c, dtype=F64)
+    return x, torch.randn(n, dtype=F64).sign()
+
+
+def moved(
+    optimizer: train.GaussNewton, x: Tensor, y: Tensor, **more: Any
+) -> tuple[Tensor, train.GaussNewtonStep]:
+    before = flat(optimizer.module)
+    found = optimizer.step(x, y, **more)
+    return flat(optimizer.module) - before, found
+
+
+@pytest.mark.parametrize("kernel", STEPS)
+@pytest.mark.parametrize("loss", [squared, cross_entropy], ids=["squared", "cross-entropy"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_step_is_the_dense_solve(network: str, loss: Any, kernel: Any) -> None:
+    """Sizes that coincide among them; twice, at other parameters and with another damping."""
+    for n, c in ((3, 3), (5, 1), (4, 2)):
+        module = NETWORKS[network](c).double()
+        optimizer = train.GaussNewton(module, loss=loss, kernel=kernel, adaptive=False, **EXACT)
+        for damping in (0.1, 1e-3):
+            x, y = task(n, c, loss)
+            optimizer.param_groups[0]["damping"] = damping
+            expected = STEPS[kernel](module, x, y, loss, damping)
+            found, record = moved(optimizer, x, y)
+            assert float((found - expected).norm()) <= 1e-8 * float(expected.norm())
+            assert record.kernel == kernel and record.damping == damping and record.length == 1
+            with torch.no_grad():
+                for p in module.parameters():
+                    p.add_(torch.randn_like(p), alpha=0.1)
+
+
+@pytest.mark.parametrize("kernel", ["full", "trace", "products"])
+def test_what_is_predicted_is_the_quadratic_model(kernel: Any) -> None:
+    x, y = task(4, 3, cross_entropy)
+    module = mlp(3).double()
+    g, h = dense.curvature(cross_entropy, module(x), y)
+    j, rate = dense.rows(module, x), 0.3
+    optimizer = train.GaussNewton(module, loss=cross_entropy, kernel=kernel, lr=rate, adaptive=False, **EXACT)
+    step, record = moved(optimizer, x, y)
+    pushed = j @ step
+    assert record.predicted == pytest.approx(-float(g @ pushed + pushed @ h @ pushed / 2) / 4, rel=1e-9)
+    after = cross_entropy.per_sample(module(x), y).mean().item()
+    assert record.actual == pytest.approx(record.loss - after, rel=1e-9)
+    assert record.ratio == pytest.approx(record.actual / record.predicted)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "full", "trace", "products"])
+def test_the_trust_ratio_of_a_linear_model_is_one(kernel: Any) -> None:
+    x, y = task(6, 3, squared)
+    module = nn.Linear(4, 3).double()
+    optimizer = train.GaussNewton(module, loss=squared, kernel=kernel, damping=1.0)
+    record = optimizer.step(x, y)
+    assert record.ratio == pytest.approx(1, abs=1e-9)
+    assert optimizer.param_groups[0]["damping"] == 0.5
+    record = optimizer.step(x, y, check=(x + 0.1, y + 0.1))
+    assert record.ratio == pytest.approx(1, abs=1e-9)
+
+
+def test_without_damping_it_solves_least_squares() -> None:
+    """The limit of a long block: the undamped step of a linear model is the least-norm solution."""
+    x, y = task(3, 2, squared)
+    module = nn.Linear(4, 2, bias=False).double()
+    with torch.no_grad():
+        module.weight.zero_()
+    train.GaussNewton(module, loss=squared, kernel="full", damping=1e-12).step(x, y)
+    torch.testing.assert_close(module.weight.detach(), (torch.linalg.pinv(x) @ y).T, rtol=1e-8, atol=1e-8)
+
+
+def test_tokens_are_terms_of_the_loss() -> None:
+    """(n, tokens, c) with (n, tokens) class indices, or floats of the same shape; and as output= picks them."""
+    x = torch.randn(3, 2, 4, dtype=F64)
+    for loss, y in ((cross_entropy, torch.randint(3, (3, 2))), (squared, torch.randn(3, 2, 3, dtype=F64))):
+        kernel: Any
+        for kernel in ("full", "products"):
+            module = mlp(3).double()
+            optimizer = train.GaussNewton(
+                module,
+                loss=loss,
+                kernel=kernel,
+                damping=0.02,
+                adaptive=False,
+                **EXACT,
+                output=lambda out: out,
+            )
+            expected = dense.step(module, x, y, loss, 0.02)
+            found, record = moved(optimizer, x, y)
+            assert float((found - expected).norm()) <= 1e-8 * float(expected.norm())
+            target = y.flatten() if loss is cross_entropy else y.reshape(6, 3)
+            again = dense.step(module, x.reshape(6, 4), target, loss, 0.02)
+            torch.testing.assert_close(again, dense.step(module, x, y, loss, 0.02))
+            assert math.isfinite(record.ratio)
+
+
+def test_class_indices_are_targets_of_the_squared_loss() -> None:
+    x, y = task(5, 3, cross_entropy)
+    one, other = mlp(3).double(), mlp(3).double()
+    other.load_state_dict(one.state_dict())
+    train.GaussNewton(one, loss=squared).step(x, y)
+    train.GaussNewton(other, loss=squared).step(x, torch.nn.functional.one_hot(y, 3).double())
+    assert torch.equal(flat(one), flat(other))
+
+
+@pytest.mark.parametrize("kernel", STEPS)
+def test_single_precision_gives_the_same_step(kernel: Any) -> None:
+    """Also where float32 has too few digits to factorise, and the solution is still finite."""
+    x, y = task(12, 3, cross_entropy)
+    module = mlp(3).double()
+    for damping in (1.0, 1e-3, 1e-9):
+        low = copy.deepcopy(module).float()
+        expected = STEPS[kernel](module, x, y, cross_entropy, damping)
+        optimizer = train.GaussNewton(
+            low, loss=cross_entropy, kernel=kernel, damping=damping, adaptive=False, tolerance=1e-5
+        )
+        found, record = moved(optimizer, x.float(), y)
+        assert math.isfinite(record.predicted)
+        assert damping < 1e-8 or float((found - expected).norm()) <= 3e-3 * float(expected.norm())
+
+
+def test_the_line_search_goes_by_the_other_batch() -> None:
+    """What is kept lowers the loss there; a rate that is too large by far is halved away, or nothing moves."""
+    lengths = []
+    for rate in (1.0, 20.0, 1e4):
+        module = mlp(3).double()
+        (x, y), other = task(6, 3, cross_entropy), task(8, 3, cross_entropy)
+        optimizer = train.GaussNewton(module, loss=cross_entropy, damping=1e-3, lr=rate)
+        before = cross_entropy.per_sample(module(other[0]), other[1]).mean().item()
+        step, record = moved(optimizer, x, y, check=other)
+        after = cross_entropy.per_sample(module(other[0]), other[1]).mean().item()
+        assert record.taken == bool(step.any()) == (after < before)
+        assert math.log2(rate / record.length).is_integer() if record.taken else record.length == 0
+        if record.taken:
+            assert record.actual == pytest.approx(before - after)
+        else:
+            assert optimizer.param_groups[0]["damping"] == 2e-3
+        lengths.append(record.length / rate)
+    assert min(lengths) < 1
+
+
+@pytest.mark.parametrize("with_check", [False, True])
+def test_a_loss_that_is_not_finite_moves_nothing(with_check: bool) -> None:
+    x, y = task(5, 1, squared)
+    module = nn.Sequential(nn.Linear(4, 3), Explosive(), nn.Linear(3, 1)).double()
+    optimizer = train.GaussNewton(module, loss=squared, lr=1e8, damping=1e-6)
+    step, record = moved(optimizer, x, y, **({"check": task(5, 1, squared)} if with_check else {}))
+    assert not step.any() and not record.taken and record.ratio == -math.inf
+    assert optimizer.param_groups[0]["damping"] == 2e-6
+
+
+class Explosive(nn.Module):
+    """exp exp x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.exp().exp()
+
+
+def test_a_run_goes_on_bit_for_bit_at_every_step() -> None:
+    """With its damping, the learning rate of a schedule, and the line search."""
+
+    def begun() -> tuple[nn.Module, train.GaussNewton, Any]:
+        torch.manual_seed(1)
+        module = mlp(3).double()
+        optimizer = train.GaussNewton(module, loss=cross_entropy, damping=1e-3, kernel="trace")
+        return module, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 5)
+
+    batches = [(*task(4, 3, cross_entropy), task(4, 3, cross_entropy)) for _ in range(5)]
+
+    def go(optimizer: train.GaussNewton, schedule: Any, some: list[Any]) -> list[train.GaussNewtonStep]:
+        found = []
+        for x, y, other in some:
+            found.append(optimizer.step(x, y, check=other))
+            schedule.step()
+        return found
+
+    module, optimizer, schedule = begun()
+    records = go(optimizer, schedule, batches)
+    assert len({record.damping for record in records}) > 1
+    for stop in range(5):
+        first = begun()
+        go(*first[1:], batches[:stop])
+        states = [copy.deepcopy(each.state_dict()) for each in first]
+        second = begun()
+        for each, state in zip(second, states, strict=True):
+            each.load_state_dict(state)
+        assert go(*second[1:], batches[stop:]) == records[stop:]
+        assert torch.equal(flat(second[0]), flat(module))
+        assert second[1].param_groups[0]["damping"] == optimizer.param_groups[0]["damping"]
+    assert schedule.get_last_lr() == [pytest.approx(0.1)]
+
+
+def test_training_falls_to_the_ground() -> None:
+    x, y = task(30, 1, squared)
+    module = nn.Sequential(nn.Linear(4, 40), nn.Tanh(), nn.Linear(40, 1)).double()
+    optimizer = train.GaussNewton(module, loss=squared, damping=1e-2)
+    losses = [optimizer.step(x, y).loss for _ in range(20)]
+    assert losses[-1] < 1e-6 * losses[0]
+
+
+def test_auto_goes_by_the_sizes() -> None:
+    for n, c, width, kernel in ((16, 2, 3, "full"), (1025, 2, 3, "trace"), (4097, 1, 1, "products")):
+        module = nn.Linear(2, c * width).double() if n < 2000 else nn.Linear(2, 1).double()
+        x = torch.randn(n, 2, dtype=F64)
+        y = torch.zeros(n, c * width, dtype=F64) if n < 2000 else torch.zeros(n, dtype=F64)
+        record = train.GaussNewton(module, loss=squared, max_products=3).step(x, y)
+        assert record.kernel == kernel and (record.products > 0) == (kernel == "products")
+
+
+def test_more_terms_than_memory() -> None:
+    x, y = torch.randn(20, 4, dtype=F64), torch.zeros(20, 3, dtype=F64)
+    kernel: Any
+    for kernel, fits in (
+        ("full", "at most 5 samples, or kernel='products'"),
+        ("trace", "at most 15 samples, or"),
+    ):
+        optimizer = train.GaussNewton(mlp(3).double(), loss=squared, kernel=kernel, memory=32 * 15**2 + 9)
+        with pytest.raises(UserError, match=f"^`memory`: got .*{fits}"):
+            optimizer.step(x, y)
+    optimizer = train.GaussNewton(mlp(3).double(), loss=squared, memory=32 * 15**2)
+    assert optimizer.step(x, y).kernel == "products"
+    optimizer = train.GaussNewton(mlp(3).double(), loss=squared, kernel="full", memory=32 * 20**2)
+    with pytest.raises(UserError, match="kernel='trace', or kernel='products'"):
+        optimizer.step(x, y)
+
+
+def bare(loss: Any = squared, outputs: Any = 3, **more: Any) -> train.GaussNewton:
+    """Without the checks of shapes that the tests switch on."""
+    return train.GaussNewton(mlp(outputs).double(), loss=loss, **more)
+
+
+def refuse(message: str, call: Callable[[], object]) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_wrong_is_named() -> None:
+    x, y = task(5, 3, squared)
+    step = inspect.unwrap(train.GaussNewton.step)
+    refuse("^`x`: got empty|^`x`: got shape", lambda: step(bare(), x[:0], y[:0]))
+    refuse(r"^`x`: \[0, 0\] is nan", lambda: step(bare(), x * math.nan, y))
+    refuse("^`x`: got  ?torch.float64", lambda: step(bare(), x[:, :3], y))
+    refuse("^`y`: got floats", lambda: step(bare(), x, y[:, :2]))
+    refuse("^`y`: got torch.int64", lambda: step(bare(cross_entropy), x, torch.tensor([0, 1, 2, 3, 0])))
+    refuse("^`y`: got values", lambda: step(bare(cross_entropy, 1), x, y[:, 0]))
+    refuse(r"^`check\[1\]`: got floats", lambda: step(bare(), x, y, (x.clone(), y[:, :2])))
+    refuse("^`check`: got the batch that is solved", lambda: step(bare(), x, y, (x, y.clone())))
+    refuse("^`check`: got the batch that is solved", lambda: step(bare(), x, y, (x[:], y)))
+    refuse("^`param_group`", lambda: bare().add_param_group({"params": [nn.Parameter(torch.ones(1))]}))
+    sgd = torch.optim.SGD(mlp(3).parameters(), lr=0.1)
+    refuse("^`state_dict`: 'damping' is missing", lambda: bare().load_state_dict(sgd.state_dict()))
+    two = train.GaussNewton(nn.Linear(2, 2), loss=squared)
+    refuse("^`state_dict`: is that of", lambda: bare().load_state_dict(two.state_dict()))
+    for name in ("lr", "damping"):
+        for number in (0.0, -1.0, math.inf):
+            refuse(f"^`{name}`: got", lambda name=name, number=number: bare(**{name: number}))
+    refuse("^`loss`: got Hinge", lambda: inspect.unwrap(train.GaussNewton)(mlp(1), loss=hinge))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(5), nn.Dropout(0.5)], ids=["batch norm", "dropout"])
+def test_what_couples_samples_or_is_random_is_refused(layer: nn.Module) -> None:
+    module = nn.Sequential(nn.Linear(4, 5), layer, nn.Linear(5, 1)).double()
+    refuse(f"`module`: '1' \\({type(layer).__name__}\\)", lambda: train.GaussNewton(module, loss=squared))
+    module.eval()
+    optimizer = train.GaussNewton(module, loss=squared)
+    assert optimizer.step(*task(4, 1, squared)).taken
+    module.train()
+    refuse(f"`module`: '1' \\({type(layer).__name__}\\)", lambda: optimizer.step(*task(4, 1, squared)))
+
+
+class Centred(nn.Module):
+    """Couples samples, and no layer says so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+def test_a_module_that_couples_samples_of_its_own_is_refused() -> None:
+    module = nn.Sequential(mlp(2), Centred()).double()
+    kernel: Any
+    kernel: Any
+    for kernel in STEPS:
+        optimizer = train.GaussNewton(module, loss=squared, kernel=kernel)
+        refuse(
+            "^`module`: gives a sample other outputs", lambda step=optimizer.step: step(*task(4, 2, squared))
+        )
+
+
+def test_what_is_frozen_later_stays_and_what_is_new_is_named() -> None:
+    x, y = task(5, 3, squared)
+    optimizer = bare()
+    module = optimizer.module
+    assert isinstance(module, nn.Sequential)
+    module[0].requires_grad_(False)
+    before = copy.deepcopy(module[0].state_dict())
+    expected = dense.step(module, x, y, squared, 0.1)
+    found, _ = moved(optimizer, x, y)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    assert all(torch.equal(before[name], p) for name, p in module[0].named_parameters())
+    module.append(nn.Linear(3, 3).double())
+    refuse("^`module`: '3.weight' requires grad, and did not", lambda: optimizer.step(x, y))
+
+
+class NoForward(torch.autograd.Function):
+    """tanh, without a forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        return grad * (1 - x.tanh() ** 2)
+
+
+class Odd(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return NoForward.apply(x)  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("kernel", STEPS)
+def test_operations_without_forward_mode(kernel: Any) -> None:
+    x, y = task(4, 2, squared)
+    module = nn.Sequential(nn.Linear(4, 3), Odd(), nn.Linear(3, 2)).double()
+    expected = STEPS[kernel](module, x, y, squared, 0.1)
+    optimizer = train.GaussNewton(module, loss=squared, kernel=kernel, **EXACT)
+    found, _ = moved(optimizer, x, y)
+    assert float((found - expected).norm()) <= 1e-8 * float(expected.norm())
