@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from regimes.compare.task.criterion import COLUMNS, Answer, Criterion, ends, number, ranges
-from regimes.compare.task.score import Model, Trial, apart, models_of, needed, single
+from regimes.compare.task.score import Model, Trial, apart, models_of, needed, single, unlearnt
 from regimes.core.estimate import Estimate
 from regimes.core.loss import LOSSES
 
@@ -89,7 +89,7 @@ def conclude(trials: Sequence[Trial], criterion: Criterion, lr: float, varies: S
         errors[name] = apart(model, network, "error", level)
         loss = apart(model, network, "loss", level)
         rows.append({"model": name, **ends("error", errors[name]), **ends("loss", loss)})
-    stop = _no_yardstick(criterion, models, errors)
+    stop = _no_yardstick(criterion, models)
     answers: dict[str, Answer] = {
         name: "open" if stop or found is None else criterion.answer(found)
         for name, found in errors.items()
@@ -132,9 +132,7 @@ def _row(model: Model, level: float) -> dict[str, object]:
     }
 
 
-def _no_yardstick(
-    criterion: Criterion, models: Mapping[str, Model], errors: Mapping[str, Estimate | None]
-) -> str:
+def _no_yardstick(criterion: Criterion, models: Mapping[str, Model]) -> str:
     """Why nothing can be said: no network or linearisation to compare, or a network that did not learn; else ""."""
     for name in (NETWORK, LINEAR):
         if models[name].error is None:
@@ -142,23 +140,7 @@ def _no_yardstick(
                 f"Cannot tell: the {name} has no result ({models[name].status}). Give a smaller `lr`, or an "
                 "`optimizer` of smaller steps."
             )
-    for name in BASELINES:
-        gain = errors[name]
-        if gain is None or not gain.low > criterion.margin:
-            said = (
-                "nothing to compare"
-                if gain is None
-                else (
-                    f"{name} - network is {number(gain.value)} ({100 * criterion.level:g} %: {number(gain.low)} to "
-                    f"{number(gain.high)}), not clearly above the margin of {criterion.margin:g}"
-                )
-            )
-            what = "its start" if name == "start" else "a constant answer"
-            return (
-                f"Cannot tell: the network did not learn. Against {what} it gained too little: {said}. Train it "
-                "longer, at another learning rate, or with more data."
-            )
-    return ""
+    return unlearnt(models[NETWORK], [models[name] for name in BASELINES], criterion)
 
 
 def _decide(

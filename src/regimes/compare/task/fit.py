@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from regimes import control, train
 from regimes.compare.task.loop import MakeOptimizer, make_optimizer, optimised
 from regimes.compare.task.problem import Fit, Problem, Samples, answers, losses, pieces
+from regimes.control.linear import Linearized, linearize_at
 from regimes.core.batch import feed
 from regimes.core.error import UserError
 from regimes.core.loss import Loss
 from regimes.core.state import State
 from regimes.core.tree import trainable
 from regimes.train.descent import Rate
+from regimes.train.plan import Anchor
 
-__all__ = ["Listener", "Protocol", "answers_of", "constant", "flow_time", "started", "stepped"]
+__all__ = ["Listener", "Protocol", "Run", "answers_of", "constant", "flow_time", "ran", "started", "stepped"]
 
 Listener = Callable[[str, float], None]
 """Hears of what is at work, and of the epochs done since it last heard."""
@@ -35,6 +37,7 @@ class Protocol:
         lr: the learning rate, or a function from step to it.
         momentum, batch_size, epochs, seed: as in ``train.descent``.
         optimizer: what takes the steps in place of SGD, or None.
+        anchor: when the linearisation is renewed that is trained in place of the network, or None; it goes with SGD.
     """
 
     lr: float | Rate
@@ -43,6 +46,7 @@ class Protocol:
     epochs: int
     seed: int
     optimizer: MakeOptimizer | None = None
+    anchor: Anchor | None = None
 
     def states(self, network: nn.Module, problem: Problem) -> Iterable[State]:
         """The training of a model, checked and not begun.
@@ -51,16 +55,18 @@ class Protocol:
             UserError: if a setting is out of range.
         """
         n = len(problem.train)
+        module, targets, loss = _objective(network, problem, linear=self.anchor is not None)
         descent = train.descent(
-            _Objective(network, problem.train, problem.loss),
+            module,
             torch.arange(n),
-            torch.zeros(n),
+            targets,
             lr=self.lr,
-            loss=_Given(),
+            loss=loss,
             momentum=self.momentum,
             batch_size=self.batch_size,
             epochs=self.epochs,
             seed=self.seed,
+            anchor=self.anchor,
         )
         if self.optimizer is None:
             return descent
@@ -112,6 +118,47 @@ class _Objective(nn.Module):
     def _losses(self, index: Tensor) -> Tensor:
         part = self._part.take(index)
         return losses(self._loss, feed(self.network, part.x), part.y)
+
+
+class _Outputs(nn.Module):
+    """F of samples by their index, to be linearised: less the targets, where they are several numbers each."""
+
+    def __init__(self, network: nn.Module, part: Samples) -> None:
+        super().__init__()
+        self.network = network
+        self._part = part
+
+    def forward(self, index: Tensor) -> Tensor:
+        """F(w, x_i), or F(w, x_i) - y_i, (b, c)."""
+        part = self._part.take(index)
+        found = feed(self.network, part.x)
+        return found - part.y if part.y.dim() == 2 else found
+
+
+def _objective(network: nn.Module, problem: Problem, linear: bool) -> tuple[nn.Module, Tensor, Loss]:
+    """What an engine trains on the indices of the samples, with its targets and its loss.
+
+    It is the loss itself, or where outputs are to be linearised these.
+    """
+    part = problem.train
+    if not linear:
+        return _Objective(network, part, problem.loss), torch.zeros(len(part)), _Given()
+    if part.y.dim() == 2:
+        return _Outputs(network, part), torch.zeros(len(part), dtype=torch.int64), _Size()
+    return _Outputs(network, part), part.y, problem.loss
+
+
+@dataclass(frozen=True)
+class _Size(Loss):
+    """|F|^2 / 2: the squared loss of outputs that the targets are taken from."""
+
+    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """|F|^2 / 2."""
+        return outputs.square().sum(-1) / 2
+
+    def fits(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Never."""
+        return torch.zeros_like(outputs[..., 0], dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -175,8 +222,38 @@ def started(problem: Problem) -> Fit:
     return Fit("start", "finished", time.perf_counter() - began, 0.0, at_train, at_test)
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A training that is over.
+
+    Attributes:
+        state: the last one, or with validation data that after the epoch of the least loss on them; None if the
+            model has diverged.
+        late: by how much the training error fell in the last quarter of the epochs.
+        seconds: that it took.
+    """
+
+    state: State | None
+    late: float
+    seconds: float
+
+    def fit(self, name: str, problem: Problem, protocol: Protocol) -> Fit:
+        """The trained model."""
+        if self.state is None:
+            return Fit(name, "diverged", self.seconds)
+        began = time.perf_counter()
+        at_train, at_test = (answers_of(self.state, part) for part in (problem.train, problem.test))
+        took, t = self.seconds + time.perf_counter() - began, protocol.time(self.state.step)
+        return Fit(name, "finished", took, t, at_train, at_test, self.late).checked()
+
+
 def stepped(name: str, network: nn.Module, problem: Problem, protocol: Protocol, tick: Listener) -> Fit:
-    """A model trained by steps; with validation data, as it was after the epoch of the least loss on them.
+    """A model trained by steps; see :func:`ran`."""
+    return ran(name, protocol.states(network, problem), problem, protocol, tick).fit(name, problem, protocol)
+
+
+def ran(name: str, states: Iterable[State], problem: Problem, protocol: Protocol, tick: Listener) -> Run:
+    """Go through the states of a training.
 
     A model has diverged where a number is not finite, or the loss on the training set ends above that at its start.
     """
@@ -184,7 +261,7 @@ def stepped(name: str, network: nn.Module, problem: Problem, protocol: Protocol,
     epoch = protocol.steps(len(problem.train))
     quarter = epoch * (3 * protocol.epochs // 4)
     least, kept, first, before, late = math.inf, None, math.nan, math.nan, math.nan
-    for state in protocol.states(network, problem):
+    for state in states:
         if state.status == "diverged":
             break
         last = state.status != "running"
@@ -201,17 +278,17 @@ def stepped(name: str, network: nn.Module, problem: Problem, protocol: Protocol,
             if last and not loss <= first:
                 break
     else:
-        if kept is not None:
-            at_train, at_test = (answers_of(kept, part) for part in (problem.train, problem.test))
-            took = time.perf_counter() - began
-            return Fit(name, "finished", took, protocol.time(kept.step), at_train, at_test, late).checked()
-    return Fit(name, "diverged", time.perf_counter() - began)
+        return Run(kept, late, time.perf_counter() - began)
+    return Run(None, math.nan, time.perf_counter() - began)
 
 
-def answers_of(state: State, part: Samples) -> Tensor:
-    """F on the data."""
+def answers_of(state: State, part: Samples, *, nonlinear: bool = False) -> Tensor:
+    """F on the data: of the linearisation where one is trained, or of the network at the same weights."""
     network = state.module.get_submodule("network")
     values = {name: state.parameters[f"network.{name}"] for name in trainable(network)}
+    if isinstance(state.module, Linearized) and not nonlinear:
+        anchor = state.module.anchor.get_submodule("network")
+        network = linearize_at(network, dict(anchor.named_buffers()))
     return answers(network, part.x, values)
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from regimes.compare.task.criterion import Criterion, number
 from regimes.compare.task.problem import Fit, Problem
 from regimes.core.estimate import Estimate, mean, paired_share, share, two_way, two_way_variances
 
-__all__ = ["Model", "Trial", "apart", "models_of", "needed", "single"]
+__all__ = ["Model", "Trial", "apart", "models_of", "needed", "single", "unlearnt"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,3 +136,24 @@ def needed(model: Model, network: Model, here: Estimate, margin: float, level: f
     if not factor < 1e3:
         return f"give more {what}, or another margin"
     return f"give more {what}: about {math.ceil(factor * now / unit) * unit}, now {now}"
+
+
+def unlearnt(network: Model, baselines: Sequence[Model], criterion: Criterion) -> str:
+    """Why a network is no yardstick: it gained too little over its start, or over a constant answer; else ""."""
+    for each in baselines:
+        gain = apart(each, network, "error", criterion.level)
+        if gain is None or not gain.low > criterion.margin:
+            said = (
+                "nothing to compare"
+                if gain is None
+                else (
+                    f"{each.name} - network is {number(gain.value)} ({100 * criterion.level:g} %: {number(gain.low)} "
+                    f"to {number(gain.high)}), not clearly above the margin of {criterion.margin:g}"
+                )
+            )
+            what = "its start" if each.name == "start" else "a constant answer"
+            return (
+                f"Cannot tell: the network did not learn. Against {what} it gained too little: {said}. Train it "
+                "longer, at another learning rate, or with more data."
+            )
+    return ""
