@@ -69,6 +69,7 @@ RECORDS = {
     *("measure.ActiveSet", "measure.Changes", "measure.LayerChange", "measure.Reset", "measure.Unmoved"),
     *(
         "compare.Comparison",
+        "compare.FeatureUpdates",
         "compare.LayerChoice",
         "compare.Payoff",
         "study.Failure",
@@ -220,6 +221,20 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "study.parse_settings": values(texts=["a=1"]),
     "study.read_record": lambda: {"store": Store(folder())},
     "study.run_study": of({"study": study, "out": folder}, scale="quick", quiet=True),
+    "compare.how_many_feature_updates": lambda: {
+        "module": models.mlp(3, 4, 1),
+        "x": inputs(8),
+        "y": signs(8),
+        "x_test": inputs(6),
+        "y_test": signs(6),
+        "ladder": [1],
+        "loss": loss.squared,
+        "lr": 0.1,
+        "batch_size": 4,
+        "epochs": 2,
+        "rates": [1.0],
+        "seeds": 1,
+    },
     "compare.which_layers": lambda: {
         "module": models.mlp(3, 4, 1),
         "x": inputs(8),
@@ -341,6 +356,8 @@ def stars() -> pd.DataFrame:
 ENDLESS = {
     ("measure.kappa", "starts"),
     ("measure.layer_costs", "rounds"),
+    ("compare.how_many_feature_updates", "epochs"),
+    ("compare.how_many_feature_updates", "seeds"),
     ("compare.which_layers", "epochs"),
     ("compare.which_layers", "repeats"),
     ("compare.would_linear_do", "epochs"),

@@ -130,11 +130,17 @@ RULES = (
         "steps max_steps max_seconds",
         "zero",
     ),
+    Rule(
+        "a call without time says that it had none",
+        "compare.how_many_feature_updates",
+        "max_seconds",
+        "zero",
+    ),
     Rule("a limit that is never met", "train.descent train.runge_kutta", "steps", HUGE),
     Rule("a limit that is never met", "train.GaussNewton", "max_products", HUGE),
     Rule(
         "a limit that is never met",
-        "train.descent train.flow train.kernel train.runge_kutta train.Tolerance",
+        "train.descent train.flow train.kernel train.runge_kutta train.Tolerance compare.how_many_feature_updates",
         "max_steps max_seconds gradient output",
         "infinite",
     ),
@@ -146,7 +152,7 @@ RULES = (
     ),
     Rule(
         "a rate of 0 moves nothing, one above 1 is a rate",
-        "train.descent compare.would_linear_do",
+        "train.descent compare.would_linear_do compare.how_many_feature_updates",
         "lr",
         "zero, number",
     ),

@@ -58,3 +58,10 @@ def test_a_linear_model_does_on_digits_and_not_where_features_matter() -> None:
     lines = [" ".join(words) for words in table("would_linear_do.py")]
     easy, hard = (line for line in lines if line.startswith("A linear model"))
     assert easy.startswith("A linear model would do:") and hard.startswith("A linear model would not do:")
+
+
+@pytest.mark.slow
+def test_a_lazy_network_needs_its_first_features_and_a_product_new_ones() -> None:
+    lines = [" ".join(words) for words in table("how_many_feature_updates.py")]
+    few, many = (line for line in lines if line.startswith("Against plain training"))
+    assert "1 feature update is enough" in few and "100 feature updates are enough" in many

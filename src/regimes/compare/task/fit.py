@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from regimes import control, train
 from regimes.compare.task.loop import MakeOptimizer, make_optimizer, optimised
 from regimes.compare.task.problem import Fit, Problem, Samples, answers, losses, pieces
+from regimes.control.anchor.stability import Stable
 from regimes.control.linear import Linearized, linearize_at
 from regimes.core.batch import feed
 from regimes.core.error import UserError
@@ -23,7 +24,17 @@ from regimes.core.tree import trainable
 from regimes.train.descent import Rate
 from regimes.train.plan import Anchor
 
-__all__ = ["Listener", "Protocol", "Run", "answers_of", "constant", "flow_time", "ran", "started", "stepped"]
+__all__ = [
+    "Listener",
+    "Protocol",
+    "Trained",
+    "answers_of",
+    "constant",
+    "flow_time",
+    "ran",
+    "started",
+    "stepped",
+]
 
 Listener = Callable[[str, float], None]
 """Hears of what is at work, and of the epochs done since it last heard."""
@@ -37,7 +48,8 @@ class Protocol:
         lr: the learning rate, or a function from step to it.
         momentum, batch_size, epochs, seed: as in ``train.descent``.
         optimizer: what takes the steps in place of SGD, or None.
-        anchor: when the linearisation is renewed that is trained in place of the network, or None; it goes with SGD.
+        anchor, stable: when the linearisation is renewed that is trained in place of the network, or None, and what is
+            done where the rate is too large for it, as in ``train.descent``; they go with SGD.
     """
 
     lr: float | Rate
@@ -47,6 +59,7 @@ class Protocol:
     seed: int
     optimizer: MakeOptimizer | None = None
     anchor: Anchor | None = None
+    stable: Stable | None = None
 
     def states(self, network: nn.Module, problem: Problem) -> Iterable[State]:
         """The training of a model, checked and not begun.
@@ -67,6 +80,7 @@ class Protocol:
             epochs=self.epochs,
             seed=self.seed,
             anchor=self.anchor,
+            stable=self.stable,
         )
         if self.optimizer is None:
             return descent
@@ -223,7 +237,7 @@ def started(problem: Problem) -> Fit:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Trained:
     """A training that is over.
 
     Attributes:
@@ -252,7 +266,7 @@ def stepped(name: str, network: nn.Module, problem: Problem, protocol: Protocol,
     return ran(name, protocol.states(network, problem), problem, protocol, tick).fit(name, problem, protocol)
 
 
-def ran(name: str, states: Iterable[State], problem: Problem, protocol: Protocol, tick: Listener) -> Run:
+def ran(name: str, states: Iterable[State], problem: Problem, protocol: Protocol, tick: Listener) -> Trained:
     """Go through the states of a training.
 
     A model has diverged where a number is not finite, or the loss on the training set ends above that at its start.
@@ -278,8 +292,8 @@ def ran(name: str, states: Iterable[State], problem: Problem, protocol: Protocol
             if last and not loss <= first:
                 break
     else:
-        return Run(kept, late, time.perf_counter() - began)
-    return Run(None, math.nan, time.perf_counter() - began)
+        return Trained(kept, late, time.perf_counter() - began)
+    return Trained(None, math.nan, time.perf_counter() - began)
 
 
 def answers_of(state: State, part: Samples, *, nonlinear: bool = False) -> Tensor:
