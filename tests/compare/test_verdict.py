@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from regimes.compare.task.criterion import Criterion
-from regimes.compare.updates.verdict import Enough, decided
+from regimes.compare.updates.verdict import LeastUpdates, decided
 from regimes.core.estimate import Estimate, two_way
 
 CRITERION = Criterion(0.02, 0.95)
@@ -35,7 +35,7 @@ ENOUGH, WORSE, UNSURE = (Estimate(v, v - 0.01, v + 0.01, 100) for v in (0.0, 0.0
     ],
 )
 def test_the_chain_ends_where_a_rung_is_not_confirmed(
-    found: dict[int, Estimate | None], answer: Enough, stopped: int | None
+    found: dict[int, Estimate | None], answer: LeastUpdates, stopped: int | None
 ) -> None:
     for order in (found, dict(reversed(found.items()))):
         verdict = decided(order, CRITERION)
@@ -43,7 +43,9 @@ def test_the_chain_ends_where_a_rung_is_not_confirmed(
         assert verdict.lost == tuple(sorted(updates for updates, each in found.items() if each is None))
 
 
-def answers(lost: dict[int, float], repetitions: int, seeds: int = 5, samples: int = 300) -> list[Enough]:
+def answers(
+    lost: dict[int, float], repetitions: int, seeds: int = 5, samples: int = 300
+) -> list[LeastUpdates]:
     """Verdicts on made-up errors: plain training errs on a fifth of the samples, a rung by so much more.
 
     Samples are hard or easy for all models of a seed alike, and seeds differ by 2 % on average.

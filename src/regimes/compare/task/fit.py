@@ -26,8 +26,8 @@ from regimes.train.plan import Anchor
 
 __all__ = [
     "Listener",
+    "Outcome",
     "Protocol",
-    "Trained",
     "answers_of",
     "constant",
     "flow_time",
@@ -237,7 +237,7 @@ def started(problem: Problem) -> Fit:
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class Outcome:
     """A training that is over.
 
     Attributes:
@@ -266,7 +266,7 @@ def stepped(name: str, network: nn.Module, problem: Problem, protocol: Protocol,
     return ran(name, protocol.states(network, problem), problem, protocol, tick).fit(name, problem, protocol)
 
 
-def ran(name: str, states: Iterable[State], problem: Problem, protocol: Protocol, tick: Listener) -> Trained:
+def ran(name: str, states: Iterable[State], problem: Problem, protocol: Protocol, tick: Listener) -> Outcome:
     """Go through the states of a training.
 
     A model has diverged where a number is not finite, or the loss on the training set ends above that at its start.
@@ -292,8 +292,8 @@ def ran(name: str, states: Iterable[State], problem: Problem, protocol: Protocol
             if last and not loss <= first:
                 break
     else:
-        return Trained(kept, late, time.perf_counter() - began)
-    return Trained(None, math.nan, time.perf_counter() - began)
+        return Outcome(kept, late, time.perf_counter() - began)
+    return Outcome(None, math.nan, time.perf_counter() - began)
 
 
 def answers_of(state: State, part: Samples, *, nonlinear: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ import pandas as pd
 from regimes.compare.task.criterion import COLUMNS, Criterion, ends, number, ranges
 from regimes.compare.task.score import Model, Trial, apart, models_of, needed, single, unlearnt
 from regimes.compare.updates.rungs import BEST, Blocks, Rung, beside
-from regimes.compare.updates.verdict import Enough, Verdict, decided
+from regimes.compare.updates.verdict import LeastUpdates, Verdict, decided
 from regimes.core.estimate import Estimate
 
 __all__ = ["FeatureUpdates", "Ladder", "concluded"]
@@ -81,8 +81,8 @@ class FeatureUpdates:
         covers: what the intervals hold for, and what was spent, in words.
     """
 
-    answer: Enough
-    against_best: Enough
+    answer: LeastUpdates
+    against_best: LeastUpdates
     table: pd.DataFrame
     sentences: tuple[str, ...]
     steps: int
@@ -171,7 +171,7 @@ def _row(
     }
 
 
-def _against(name: str, models: Mapping[str, Model], ladder: Ladder) -> tuple[Enough, str]:
+def _against(name: str, models: Mapping[str, Model], ladder: Ladder) -> tuple[LeastUpdates, str]:
     """The answer against one way of plain training, in words."""
     plain, criterion = models[name], ladder.criterion
     if plain.error is None:

@@ -9,9 +9,9 @@ from typing import Literal
 from regimes.compare.task.criterion import Criterion
 from regimes.core.estimate import Estimate
 
-__all__ = ["Enough", "Verdict", "decided"]
+__all__ = ["LeastUpdates", "Verdict", "decided"]
 
-Enough = int | Literal["no", "open"]
+LeastUpdates = int | Literal["no", "open"]
 """How many feature updates are enough; "no" where not even the most are that were tried, "open" where nobody can tell.
 """
 
@@ -26,7 +26,7 @@ class Verdict:
         lost: rungs without a result.
     """
 
-    answer: Enough
+    answer: LeastUpdates
     stopped: int | None
     lost: tuple[int, ...]
 
@@ -50,7 +50,7 @@ def decided(differences: Mapping[int, Estimate | None], criterion: Criterion) ->
     Verdict(answer=3, stopped=1, lost=(30,))
     """
     lost = tuple(sorted(updates for updates, found in differences.items() if found is None))
-    answer: Enough = "open"
+    answer: LeastUpdates = "open"
     for updates in sorted(differences, reverse=True):
         found = differences[updates]
         if found is None:
