@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from regimes import measure
+from regimes import control, measure, models
 from regimes.measure import Reduce
 from tests import reference
 from tests.kernel.architectures import Network, networks
@@ -146,6 +146,23 @@ def test_a_layer_that_nobody_uses_costs_the_others_nothing() -> None:
     assert not measure.ntk(net, x, by_layer=True)["pooler"].any()
     orders = {each.layer: each.order for each in measure.ntk_forecast(net, x).layers}
     assert orders and "jacobian" not in orders.values()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("alpha", [1.0, 1e3])
+def test_outputs_that_cancel_cost_no_fast_path(dtype: torch.dtype, alpha: float) -> None:
+    """A start in mirrored pairs: what is left of the outputs is rounding, and a sample alone has another one."""
+    net = models.mlp(7, 32, 1, outputs=3, seed=1, symmetric=True).to(dtype)
+    x = torch.randn(33, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    module = control.scale(net, alpha, center=False)
+    expected = reference.kernel(module.double(), x.double(), x.double())
+    whole, module = sum(expected.values(), torch.zeros(())), module.to(dtype)
+    far = torch.linalg.vector_norm(measure.ntk(module, x).double() - whole)
+    assert far <= 1e2 * torch.finfo(dtype).eps * torch.linalg.vector_norm(whole)
+    for pair in ((x,), (x, x[:5])):
+        for reduce in get_args(Reduce):
+            layers = measure.ntk_forecast(module, *pair, reduce=reduce).layers
+            assert "jacobian" not in {each.order for each in layers}
 
 
 TILED = [

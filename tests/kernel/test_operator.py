@@ -343,3 +343,16 @@ def test_names_the_mistake() -> None:
         ntk_operator(module, x, parameters={"0.weigth": torch.zeros(())})
     with pytest.raises(UserError, match=r"`parameters`: '0.weight' is missing"):
         ntk_operator(module, x, parameters={})
+
+
+def test_outputs_that_cancel_go_together() -> None:
+    """What is left of them is rounding, which differs in company: no reason to take the samples one by one."""
+    net = models.mlp(7, 32, 1, outputs=3, seed=1, symmetric=True).double()
+    x = torch.randn(33, 7, generator=torch.Generator().manual_seed(0), dtype=F64)
+    v = torch.randn(33, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    expected = torch.einsum("ijab,jb->ia", sum(reference.kernel(net, x, x).values(), torch.zeros(())), v)
+    operator, sizes = measure.ntk_operator(net, x), list[int]()
+    net.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    for _ in range(2):
+        torch.testing.assert_close(torch.from_numpy(operator @ v.flatten().numpy()), expected.flatten())
+    assert set(sizes) == {33}

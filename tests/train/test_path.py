@@ -43,12 +43,11 @@ def test_the_closed_form_is_what_steps_come_to(kind: str, ridge: float) -> None:
     closed = train.kernel(k, y, ridge=ridge)
     stepped = train.kernel(k, y, loss=Stepped(), ridge=ridge, tolerance=TIGHT)
     for t in (0.0, 0.01, 0.1, 1.0, 4.0):
-        assert closed.at(t).outputs.shape == (n, c)
-        torch.testing.assert_close(stepped.at(t).outputs, closed.at(t).outputs, rtol=2e-3, atol=2e-3)
-        torch.testing.assert_close(
-            stepped.at(t).coefficients, closed.at(t).coefficients, rtol=2e-3, atol=2e-3
-        )
-        assert stepped.at(t).time == t or stepped.at(t).status != "running"
+        state, expected = stepped.at(t), closed.at(t)
+        assert expected.outputs.shape == (n, c)
+        torch.testing.assert_close(state.outputs, expected.outputs, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(state.coefficients, expected.coefficients, rtol=2e-3, atol=2e-3)
+        assert state.time == t or state.status != "running"
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.5, 1e6])

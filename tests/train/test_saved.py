@@ -185,3 +185,20 @@ def test_a_loss_of_ones_own_goes_by_its_name() -> None:
     flow(loss=Mine()).load_state_dict(saved)
     with pytest.raises(UserError, match=r"`loss`: got SoftHinge.*expected .*Mine"):
         flow().load_state_dict(saved)
+
+
+@pytest.mark.parametrize("make", [flow, descent])
+def test_a_start_that_is_zero_but_for_rounding_is_the_same_on_another_processor(make: Make) -> None:
+    """Units in mirrored pairs cancel: what is left of f(w0, x) is rounding, and differs between processors."""
+
+    def built(**more: Any) -> list[nn.Module]:
+        return [models.mlp(5, 8, 1, symmetric=True, seed=s, **more) for s in range(2)]
+
+    saved = saved_after(make(modules=built()), 3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        there = torch.randn(saved["function"].shape, generator=generator, dtype=saved["function"].dtype)
+        eps = torch.finfo(there.dtype).eps
+        make(modules=built()).load_state_dict({**saved, "function": eps * there})
+        with pytest.raises(UserError, match="`modules`: member 0 differs from the saved one"):
+            make(modules=built()).load_state_dict({**saved, "function": eps**0.5 * there})

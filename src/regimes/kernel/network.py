@@ -12,6 +12,8 @@ from torch.autograd.graph import GradientEdge
 
 from regimes.core.batch import Inputs, count, feed, transform
 from regimes.core.derivative import Output, bind, columns
+from regimes.core.noise import noise
+from regimes.core.tree import Tree
 from regimes.kernel.record import Recorder
 from regimes.kernel.use import Use
 
@@ -50,6 +52,17 @@ class Network:
         if self.output is None:
             return columns(found, count(x))
         return columns(self.output(found), count(x), "`output`")
+
+    def noise(self, x: Inputs) -> float:
+        """What rounding may make of the outputs, which may be 0 but for that."""
+
+        def outputs(values: Tree) -> Tensor:
+            with bind(self.module, {**self.values, **values}):
+                return self.outputs(transform(x, Tensor.clone))
+
+        return noise(
+            outputs, {name: value for name, value in self.values.items() if value.is_floating_point()}
+        )
 
     def leaves(self) -> dict[str, Tensor]:
         """Fresh stand-ins for the parameters; those that train require grad."""

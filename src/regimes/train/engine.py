@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -20,7 +20,14 @@ from regimes.core.tree import Flat
 from regimes.train.plan import Plans
 from regimes.train.program import Program
 from regimes.train.renewals import Renewals
-from regimes.train.saved import check_function, check_keys, check_settings, function_of, settings_of
+from regimes.train.saved import (
+    check_function,
+    check_keys,
+    check_settings,
+    function_of,
+    noise_of,
+    settings_of,
+)
 
 __all__ = ["Engine", "Front"]
 
@@ -238,8 +245,7 @@ class Engine(ABC, Generic[AFront, ASettings]):
         blocks = self._renewals.read(renewals, [] if codes is None else list(map(int, codes)))
         self._check_front(read, blocks)
         self.plans.check(plans, int(steps))
-        origin = saved["origin"].to(self._origin)
-        check_function(saved.get("function"), function_of(self.program, origin, self.inputs, self._offsets))
+        self._check_start(saved.get("function"), saved["origin"].to(self._origin))
         place = self.program.device
         front = {
             name: value.to(place, copy=True) if isinstance(value, Tensor) else value
@@ -258,6 +264,11 @@ class Engine(ABC, Generic[AFront, ASettings]):
         self._pending.clear()
         for each in saved["pending"]:
             self._record(**each)
+
+    def _check_start(self, saved: Tensor | None, origin: Tensor) -> None:
+        """Raise if the members are other functions at the start than those of a saved run."""
+        here = function_of(self.program, origin, self.inputs, self._offsets)
+        check_function(saved, here, partial(noise_of, self.program, origin, self.inputs))
 
 
 def _picked(each: Tensor, of_member: bool, members: Tensor, index: Tensor | None) -> Tensor:

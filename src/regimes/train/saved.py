@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -11,11 +11,20 @@ import torch
 from torch import Tensor
 
 from regimes.control.width import rates
-from regimes.core.derivative import check_separable, random_state
+from regimes.core.derivative import call, check_separable, random_state
 from regimes.core.error import UserError
+from regimes.core.noise import noise as rounding
 from regimes.train.program import Program
 
-__all__ = ["check_function", "check_keys", "check_settings", "function_of", "in_words", "settings_of"]
+__all__ = [
+    "check_function",
+    "check_keys",
+    "check_settings",
+    "function_of",
+    "in_words",
+    "noise_of",
+    "settings_of",
+]
 
 # The function at the start is compared on so many samples.
 _SAMPLES = 8
@@ -104,13 +113,27 @@ def _difference(name: str, here: Any, saved: Any) -> tuple[str, Any, Any] | None
     return f"`{name}`", here, saved
 
 
-def check_function(saved: Tensor | None, here: Tensor | None) -> None:
-    """Raise if f(w0, x) differs by more than another processor would make of it."""
+def noise_of(program: Program, origin: Tensor, inputs: Tensor, member: int) -> float:
+    """What another processor may make of f(w0, x) of a member on the first samples, which may be 0 but for that."""
+    network, head = program.networks[member], program.some(inputs, slice(_SAMPLES))
+    x = head[member] if program.own else head
+    return rounding(
+        lambda tree: call(network, tree, x), program.layout.split(origin[member, : program.layout.total])
+    )
+
+
+def check_function(saved: Tensor | None, here: Tensor | None, noise: Callable[[int], float]) -> None:
+    """Raise if f(w0, x) differs by more than another processor would make of it.
+
+    Args:
+        saved, here: what :func:`function_of` gave there, and gives here.
+        noise: how much that is for a member whose outputs are nearly 0.
+    """
     if saved is None or here is None:
         return
     for member, (then, now) in enumerate(zip(saved.to(here), here, strict=True)):
         far, size = (now - then).abs().max(), then.abs().max()
-        if not far <= torch.finfo(here.dtype).eps ** 0.4 * size:
+        if not (far <= torch.finfo(here.dtype).eps ** 0.4 * size or far <= noise(member)):
             raise UserError(
                 f"`modules`: member {member} differs from the saved one by {float(far):.2g} in outputs of size "
                 f"{float(size):.2g} at the saved start; expected the same activations, frozen parameters, buffers "
