@@ -147,7 +147,7 @@ def test_a_block_of_the_whole_run_is_the_linear_model_and_ends_at_the_kernel_sol
     policy = control.IterativeLinearisation(
         linear, optimizer, control.Every(10**9), inputs=x, targets=y, loss=squared, stable="lower"
     )
-    for _ in range(1000):
+    for _ in range(400):
         optimizer.zero_grad()
         squared.per_sample(linear(x), y).mean().backward()
         optimizer.step()
@@ -182,7 +182,7 @@ def test_goes_on_exactly_at_every_step(kind: str) -> None:
         return loop
 
     whole = fresh().advance(steps)
-    for k in range(1, steps + 1):
+    for k in (1, 4) if "stable" in more else range(1, steps + 1):
         again = fresh().load(fresh().advance(k).save()).advance(steps)
         assert torch.equal(again.weights(), whole.weights())
         assert again.policy.blocks == whole.policy.blocks and again.policy.updates == whole.policy.updates

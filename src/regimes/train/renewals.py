@@ -188,12 +188,12 @@ class Renewals:
         if saved is None:
             every = [Block(step, "plan" if step else "start") for step, code in enumerate(codes) if code]
             return [list(every) or [Block(0, "start")] for _ in self.blocks]
-        rule = self._plans.rule
+        rule, none = self._plans.rule, "a function of the step"
         own = repr(rule) if isinstance(rule, Adaptive) else None
         if saved["rule"] != own:
             raise UserError(
-                f"`anchor`: got {own or 'a function of the step'}, expected {saved['rule'] or 'one'}, as in the saved "
-                "run; give the engine the same rule"
+                f"`anchor`: got {own or none}, expected {saved['rule'] or none}, as in the saved run; give the "
+                "engine the same rule"
             )
         return [blocks_from(each) for each in saved["blocks"]]
 
