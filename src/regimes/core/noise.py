@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from regimes.core.derivative import Function, gradients
 from regimes.core.tree import Tree
 
-__all__ = ["noise"]
+__all__ = ["alike", "noise"]
 
 
 def noise(outputs: Function, at: Tree) -> float:
@@ -30,3 +33,15 @@ def noise(outputs: Function, at: Tree) -> float:
         float((leaf.detach() * g).abs().sum()) for leaf, g in zip(leaves.values(), pulled, strict=True)
     )
     return 1e3 * torch.finfo(found.dtype).eps * total
+
+
+def alike(a: Tensor, b: Tensor, rounding: Callable[[], float]) -> bool:
+    """Whether outputs of the same samples are equal up to rounding, where they may be 0 but for that.
+
+    Args:
+        a, b: of one shape.
+        rounding: their :func:`noise`, which costs a backward pass: asked for where they differ by more than
+            sqrt(eps) of their size.
+    """
+    away, size = float((a - b).norm()), float(torch.maximum(a.norm(), b.norm()))
+    return away <= torch.finfo(a.dtype).eps ** 0.5 * size or away <= rounding()

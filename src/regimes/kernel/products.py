@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from regimes.core.derivative import (
 from regimes.core.error import UserError
 from regimes.core.forward import by_forward_mode
 from regimes.core.graph import reached
+from regimes.core.noise import alike
 from regimes.core.tree import dot, norm
 from regimes.kernel.network import Network
 
@@ -243,9 +245,8 @@ def prepared(network: Network, x: Inputs, memory: int) -> tuple[Jacobian, Float[
         both = examiner.look([0, other])
         inputs = sum(t[:1].numel() * t.element_size() for t in batch.tensors(x).values())
         each = max(examiner.bytes - one, inputs + first.numel() * first.element_size())
-        if _alike(
-            network, batch.take(x, torch.tensor([0, other])), both, torch.cat([first, examiner.look([other])])
-        ):
+        pair = batch.take(x, torch.tensor([0, other]))
+        if alike(both, torch.cat([first, examiner.look([other])]), partial(network.noise, pair)):
             passes = math.ceil(n / max(1, memory // (_PEAK * each)))
             size = math.ceil(n / passes)
     # What a network decides by the numbers it reads, it may decide otherwise for any sample.
@@ -306,14 +307,10 @@ def _same_alone(network: Network, x: Inputs, size: int, step: int) -> bool:
                 continue
             compared = Jacobian(network, batch.take(some, torch.tensor(places)), 1)
             alone = torch.cat([network.outputs(one).detach() for _, one in compared._passes()])
-            if not _alike(network, compared.x, network.outputs(some).detach()[places], alone):
+            together = network.outputs(some).detach()[places]
+            if not alike(together, alone, partial(network.noise, compared.x)):
                 return False
     return True
-
-
-def _alike(network: Network, x: Inputs, a: Tensor, b: Tensor) -> bool:
-    """Whether outputs of these samples are equal up to rounding, where they may be 0 but for that."""
-    return _close(a, b) or float((a - b).norm()) <= network.noise(x)
 
 
 def _unlike_the_first(x: Inputs) -> int:

@@ -4,6 +4,7 @@ what torch derives for all of them at once is what it derives one by one."""
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.autograd.graph import GradientEdge
 from regimes.core.batch import Inputs, count, take, transform
 from regimes.core.derivative import balanced, bind, gradients
 from regimes.core.jacobian import are_rows
+from regimes.core.noise import alike
 from regimes.kernel.network import Network, Pass
 from regimes.kernel.rule import Rule, parameter_gradients
 from regimes.kernel.site import IrregularError, Site
@@ -78,9 +80,7 @@ def check_alone(network: Network, run: Pass, x: Inputs) -> None:
     with torch.enable_grad(), bind(network.module, network.values):
         alone = network.outputs(transform(one, Tensor.clone)).detach()
     together = run.outputs[last]
-    away, size = torch.linalg.vector_norm(alone[0] - together), torch.linalg.vector_norm(together)
-    # The noise costs a backward pass: it is asked for where the outputs are nearly 0, or something is wrong.
-    if away > torch.finfo(alone.dtype).eps ** 0.5 * size and away > network.noise(one):
+    if not alike(alone[0], together, partial(network.noise, one)):
         raise IrregularError("a sample alone gives something else")
 
 

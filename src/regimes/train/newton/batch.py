@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from regimes.core.batch import Inputs, check, check_finite, count, device_of, misfit, take
-from regimes.core.derivative import Output, columns, exact, jvp, value
+from regimes.core.derivative import Output, call, columns, exact, jvp, value
 from regimes.core.error import UserError
 from regimes.core.loss import CrossEntropy, Squared
+from regimes.core.noise import alike, noise
 from regimes.core.tree import trainable
 from regimes.kernel.factor import Reduce
 from regimes.kernel.ntk import ntk
@@ -193,9 +195,10 @@ def _outputs(module: nn.Module, x: Inputs, output: Output | None) -> Tensor:
 
 def _check_alone(module: nn.Module, x: Inputs, output: Output | None, outputs: Tensor) -> None:
     """Raise if the outputs of the first sample are others without the rest of the batch."""
-    alone = _outputs(module, take(x, slice(0, 1)), output)
-    size = float(torch.maximum(alone.norm(), outputs[:1].norm()))
-    if not float((alone - outputs[:1]).norm()) <= torch.finfo(outputs.dtype).eps ** 0.5 * size:
+    one = take(x, slice(0, 1))
+    values = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
+    rounding = partial(noise, lambda tree: call(module, tree, one, output), values)
+    if not alike(_outputs(module, one, output), outputs[:1], rounding):
         raise UserError(
             "`module`: gives a sample other outputs in a batch than alone: it couples samples, or is random; a step "
             "needs outputs that depend on their own sample only"
