@@ -79,7 +79,7 @@ def digits(_: str) -> Task:
         dense((64, 64, 10)),
         (x, found.train.y),
         halves(x_test, found.test.y),
-        {"batch_size": 25, "epochs": 40, "margin": 0.02},
+        {"batch_size": 25, "epochs": 40, "margin": 0.02, "ladder": [1, 3, 10, 100]},
     )
 
 
@@ -87,7 +87,7 @@ def index(_: str) -> Task:
     """The square of one direction, which a linear model of random features needs many samples for."""
     x = torch.randn(4600, 20, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0].square() - 1) / 2**0.5
-    settings = {"batch_size": 25, "epochs": 60, "margin": 0.02}
+    settings = {"batch_size": 25, "epochs": 40, "margin": 0.02, "ladder": [1, 10, 100]}
     return Task(dense((20, 64, 1), 0.7), (x[:600], y[:600]), halves(x[600:], y[600:]), settings)
 
 
@@ -95,7 +95,7 @@ def fashion(directory: str) -> Task:
     """Ten kinds of clothes."""
     found = data.load("fashion-mnist", directory=directory, train=2000, test=4000)
     x, x_test = (part.x.float() for part in (found.train, found.test))
-    settings = {"batch_size": 64, "epochs": 60, "margin": 0.02}
+    settings = {"batch_size": 64, "epochs": 30, "margin": 0.02, "ladder": [1, 10, 100]}
     return Task(convolutional, (x, found.train.y), halves(x_test, found.test.y), settings)
 
 

@@ -30,7 +30,7 @@ ENOUGH, WORSE, UNSURE = (Estimate(v, v - 0.01, v + 0.01, 100) for v in (0.0, 0.0
         ({1: ENOUGH, 3: ENOUGH, 10: None}, 1, None),
         ({1: ENOUGH, 3: None, 10: ENOUGH}, 1, None),
         ({1: None, 3: ENOUGH, 10: ENOUGH}, 3, None),
-        ({1: WORSE, 3: None, 10: None}, "no", 1),
+        ({1: WORSE, 3: None, 10: None}, "open", 1),
         ({1: None, 3: None, 10: None}, "open", None),
     ],
 )

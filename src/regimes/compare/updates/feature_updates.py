@@ -27,7 +27,8 @@ class Ladder:
     Attributes:
         rungs: from the fewest updates up, plain training last, and then that at its best rate.
         lr: the learning rate of the first step, before factors.
-        bound: the stability bound at the start.
+        bound: the stability bound: the least one along plain training where the rate was found, else that at the start.
+        found: whether the rate was found.
         criterion: margin and level.
         tuned: whether each rung had its own rate, the best of those tried.
         factors: of the rate, those tried.
@@ -39,6 +40,7 @@ class Ladder:
     rungs: tuple[Rung, ...]
     lr: float
     bound: float
+    found: bool
     criterion: Criterion
     tuned: bool
     factors: tuple[float, ...]
@@ -50,6 +52,11 @@ class Ladder:
     def steps(self) -> int:
         """T."""
         return self.rungs[0].steps
+
+    @property
+    def where(self) -> str:
+        """Where the bound was found."""
+        return "wherever plain training came by" if self.found else "at the start"
 
     @property
     def references(self) -> list[str]:
@@ -77,7 +84,8 @@ class FeatureUpdates:
         samples: held-out samples.
         seeds: how many were trained.
         lr: the learning rate of the first step.
-        bound: the largest stable rate of the linearisation at the start.
+        bound: the largest stable rate of the linearisation at the start, or where ``lr`` was left out the least one
+            along plain training at that rate.
         covers: what the intervals hold for, and what was spent, in words.
     """
 
@@ -224,7 +232,10 @@ def _said(
         )
     if (stop := verdict.stopped) is not None and (here := differences[stop]) is not None:
         if criterion.answer(here) == "no":
-            lead = "Fewer are not" if parts else "features must be learnt more often than was tried"
+            lead = "features must be learnt more often than was tried"
+            if verdict.answer == "open":
+                lead = "cannot tell, with the rungs of most updates missing, but few are not enough"
+            lead = "Fewer are not" if parts else lead
             parts.append(f"{lead}: {names[stop]} {errs(stop)}, all above {margin}.")
         else:
             lead = "Whether fewer are, nobody can tell" if parts else "cannot tell"
@@ -241,7 +252,7 @@ def _stability(rows: Sequence[Mapping[str, object]], ladder: Ladder) -> str:
     said = f"This holds for {ladder.steps} steps{at}. "
     if math.isfinite(ladder.bound):
         said += (
-            f"At the start a linear block bears {ladder.bound:.3g}, of which {ladder.lr:.3g} is "
+            f"A linear block bears {ladder.bound:.3g} {ladder.where}, of which {ladder.lr:.3g} is "
             f"{ladder.lr / ladder.bound:.2g}. "
         )
     said += "A larger rate favours plain training, which turns to where it is flatter while a linear block diverges."

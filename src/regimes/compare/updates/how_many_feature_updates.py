@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from regimes import control
 from regimes.compare.task.criterion import Criterion, criterion_of
 from regimes.compare.task.fit import Protocol
 from regimes.compare.task.prepare import Data, Seeded, generators_kept, made, prepared
-from regimes.compare.task.problem import Problem, losses
+from regimes.compare.task.problem import Problem
 from regimes.compare.updates.feature_updates import FeatureUpdates, Ladder, concluded
+from regimes.compare.updates.rate import bound_at, found_rate
 from regimes.compare.updates.rungs import PLAIN, Rung, ladder_of, rung_of
 from regimes.compare.updates.training import LateError, Training
 from regimes.control.anchor.stability import Stable
@@ -28,11 +28,6 @@ from regimes.core.progress import progress_of
 from regimes.train.descent import Rate
 
 __all__ = ["how_many_feature_updates"]
-
-# Of the stability bound at the start, where no rate is given: it falls as features are learnt.
-_SHARE = 0.25
-# That are looked at for the bound, as many as an engine does at an anchor.
-_BATCHES = 4
 
 
 @checked
@@ -93,14 +88,15 @@ def how_many_feature_updates(
         ladder: numbers of updates below T, in rising order; 1, 3, 10, 30, ... up to T / 4 where left out. T itself is
             there in any case.
         loss: what is minimised. Left out, it is cross-entropy for classes and the squared loss for numbers.
-        lr: the learning rate, or a function from step to it. Left out, it is a quarter of the stability bound at the
-            start (``control.stable_rate``).
+        lr: the learning rate, or a function from step to it. Left out, it is at most half of the least stability bound
+            (``control.stable_rate``) that plain training at this rate comes by, in a first run of the first seed or up
+            to six.
         momentum, batch_size, epochs: of the steps, as in ``train.descent``; ``batch_size=None`` is all.
         rates: factors of ``lr``, those that plain training is tried at; one, such as [1.0], for no trial.
         tune: whether linear blocks are tried at all of them too.
         stable: what is done at an anchor where the rate is beyond the bound, as in ``train.descent``: "lower" the rate
             for this block, "shorten" the block, "refuse", or None. The bound costs about as much as 11 epochs, so it is
-            computed in rungs of few updates: of 1, and where all of them cost at most twice the steps.
+            computed in rungs of few updates: of 1, and where all of them cost at most five times the steps.
         seeds: how many, from ``seed`` on.
         seed: the first.
         margin: the error that may be lost.
@@ -117,7 +113,7 @@ def how_many_feature_updates(
         UserError: before anything is trained, if data, module and loss do not fit, the module cannot be linearised, or
             a setting is out of range.
 
-    Cost: an epoch of a linear rung 5/3 of one of plain training, where the bound is computed up to three times that.
+    Cost: an epoch of a linear rung 5/3 of one of plain training, where the bound is computed up to six times that.
 
     Source: Goldwaser, Ge 2022, arXiv:2211.12345.
 
@@ -174,7 +170,7 @@ class _Call:
         with exact(first.train.y.device):
             steps = self.protocol.epochs * self.protocol.steps(len(first.train))
             rungs = [rung_of(updates, steps) for updates in ladder_of(ladder, steps)]
-            protocol, bound = self.rated(first)
+            protocol, bound = self.rated(first, began)
             for rung in (*rungs, Rung(PLAIN, steps, steps)):
                 rung.protocol(protocol, len(first.train)).states(first.network, first)
             varies = ("batches",) if protocol.draws(first) else ()
@@ -197,34 +193,29 @@ class _Call:
                 found = training.run(first, count)
         rate = protocol.first_rate(first.network)
         spent = time.monotonic() - began
-        stakes = Ladder(found.rungs, rate, bound, criterion, self.tune, self.rates, varies, spent, found.late)
+        stakes = Ladder(
+            found.rungs,
+            rate,
+            bound,
+            self.unrated,
+            criterion,
+            self.tune,
+            self.rates,
+            varies,
+            spent,
+            found.late,
+        )
         return concluded(found.trials, found.blocks, stakes)
 
-    def rated(self, problem: Problem) -> tuple[Protocol, float]:
-        """The protocol with a learning rate, and the bound at the start."""
-
-        def mean_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-            return losses(problem.loss, outputs, targets).mean()
-
-        protocol, part = self.protocol, problem.train
-        bound = control.stable_rate(
-            problem.network,
-            part.x,
-            part.y,
-            mean_loss,
-            momentum=protocol.momentum,
-            batch_size=protocol.batch_size,
-            batches=_BATCHES,
-            rates=control.rates(problem.network),
-        ).rate
+    def rated(self, problem: Problem, began: float) -> tuple[Protocol, float]:
+        """The protocol with a learning rate, and the bound that it was held against."""
+        protocol, bound = self.protocol, bound_at(problem.network, problem, self.protocol)
         if not self.unrated:
             return protocol, bound
-        if not math.isfinite(bound):
-            raise UserError(
-                "`lr`: left out, and at the start the outputs do not depend on the weights, so that no rate is too "
-                "large; give `lr`, or another start"
-            )
-        return replace(protocol, lr=_SHARE * bound), bound
+        rate, bound = found_rate(
+            problem, protocol, bound, lambda: time.monotonic() - began > self.max_seconds
+        )
+        return replace(protocol, lr=rate), bound
 
 
 def _check_settings(epochs: int, seeds: int, seed: int, rates: Sequence[float], max_seconds: float) -> None:

@@ -18,7 +18,7 @@ PLAIN, BEST = "plain training", "plain, best rate"
 # Where nobody says which rungs, no block is shorter.
 _SHORTEST = 4
 # Steps that the bound at an anchor costs, by samples and by batches, and what it may cost over the steps themselves.
-_LOOK, _BATCHES, _MOST = 11, 4, 2.0
+_LOOK, _BATCHES, _MOST = 11, 4, 5.0
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def decided(differences: Mapping[int, Estimate | None], criterion: Criterion) ->
     A rung is enough if the whole interval of its error less that of plain training lies below the margin. Since the
     order is fixed beforehand and the chain ends at the first rung that is not confirmed, each of them can have the
     level of one: a U that is not enough is taken for one that is in at most (1 - level) / 2 of the cases, however long
-    the ladder is. Rungs that diverged are no test, and are left out.
+    the ladder is. Rungs that diverged are no test, and are left out; there is no "no" without the largest U.
 
     Args:
         differences: error of each number of updates less that of plain training, None where it has no result.
@@ -59,7 +59,7 @@ def decided(differences: Mapping[int, Estimate | None], criterion: Criterion) ->
         if here == "yes":
             answer = updates
             continue
-        if answer == "open":
+        if answer == "open" and here == "no" and not any(each > updates for each in lost):
             answer = here
         return Verdict(answer, updates, lost)
     return Verdict(answer, None, lost)
