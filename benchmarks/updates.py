@@ -3,7 +3,7 @@
     REGIMES_DATA=... python benchmarks/updates.py [--tasks digits index fashion] [--data DIR] [--seeds 5]
 
 **Tasks.** *digits*: 400 of the embedded 8 x 8 digits, a 64-64-10 MLP. *index*: a single-index teacher, the square of
-one direction among 20, 600 samples, a 20-64-1 MLP from small weights, squared loss. *fashion*: 2,000 Fashion-MNIST
+one direction among 20, 600 samples, a 20-64-1 MLP from small weights, squared loss. *fashion*: 1,000 Fashion-MNIST
 images, two convolutions of stride 2 and a read-out; left out without ``--data``. SGD, the rate that the tool finds, a
 margin of 0.02; a function from seed to module, so that seeds differ in the start and the batches.
 
@@ -93,7 +93,7 @@ def index(_: str) -> Task:
 
 def fashion(directory: str) -> Task:
     """Ten kinds of clothes."""
-    found = data.load("fashion-mnist", directory=directory, train=2000, test=4000)
+    found = data.load("fashion-mnist", directory=directory, train=1000, test=4000)
     x, x_test = (part.x.float() for part in (found.train, found.test))
     settings = {"batch_size": 64, "epochs": 30, "margin": 0.02, "ladder": [1, 10, 100]}
     return Task(convolutional, (x, found.train.y), halves(x_test, found.test.y), settings)

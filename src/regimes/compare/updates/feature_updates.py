@@ -236,12 +236,12 @@ def _said(
             if verdict.answer == "open":
                 lead = "cannot tell, with the rungs of most updates missing, but few are not enough"
             lead = "Fewer are not" if parts else lead
-            parts.append(f"{lead}: {names[stop]} {errs(stop)}, all above {margin}.")
+            parts.append(f"{lead}: with {names[stop]} it {errs(stop)}, all above {margin}.")
         else:
             lead = "Whether fewer are, nobody can tell" if parts else "cannot tell"
             plain = models[ladder.references[0]]
             more = needed(models[names[stop]], plain, here, criterion.margin, criterion.level)
-            parts.append(f"{lead}: {names[stop]} {errs(stop)}, and {margin} lies within; {more}.")
+            parts.append(f"{lead}: with {names[stop]} it {errs(stop)}, and {margin} lies within; {more}.")
     return " ".join(parts) + aside
 
 
