@@ -84,10 +84,19 @@ class HeldBatch:
         modules = {**dict(network.named_modules()), **dict(anchor.named_modules(prefix="anchor"))}
         w = dict(network.named_parameters())
         moving = [w[name] for name, _ in anchor.named_buffers()]
+        # A write that changes no number is one, to autograd.
+        left, every = (
+            {id(each) for each in moving},
+            [*anchor.buffers(), *network.parameters(), *network.buffers()],
+        )
+        self._tensors = [each for each in every if id(each) not in left and not each.is_inference()]
+        self._versions = [each._version for each in self._tensors]
         self._known = Computed(modules, modules.values(), moving, ("`linear`", _AGAIN))
 
     def _changed(self) -> bool:
-        """Whether anything that the tape hangs on is another."""
+        """Whether anything that the tape hangs on is another, or was written to: autograd takes no such tensor."""
+        if [each._version for each in self._tensors] != self._versions:
+            return True
         return not _equal(self._given, self._copy) or self._known.changed() is not None
 
     def _check(self) -> None:
