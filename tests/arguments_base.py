@@ -32,6 +32,7 @@ from tests.arguments_made import (
     rows,
     signs,
     sparse,
+    spectrum,
     statement,
     study,
 )
@@ -171,6 +172,9 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "train.descent": of(TRAINED, lr=0.1, steps=2),
     "train.flow": of(TRAINED, max_steps=2),
     "train.runge_kutta": of(TRAINED, dt=0.1, steps=2),
+    "train.damping_filter": of({"spectrum": spectrum}, damping=0.5),
+    "train.descent_filter": of({"spectrum": spectrum}, steps=3, lr=0.5),
+    "train.filter_gap": of({"spectrum": spectrum}, steps=3, lr=0.5),
     "train.kernel": of({"kernel": kernel, "targets": signs}, max_steps=2),
     "measure.Activity": values(),
     "measure.Error": of({"inputs": inputs, "targets": signs}),

@@ -37,6 +37,7 @@ __all__ = [
     "rows",
     "signs",
     "sparse",
+    "spectrum",
     "statement",
     "study",
 ]
@@ -62,6 +63,10 @@ def parameters(shift: float = 0.0) -> dict[str, Tensor]:
 
 def kernel() -> Tensor:
     return measure.ntk(network(), inputs(), reduce="trace")
+
+
+def spectrum() -> Tensor:
+    return torch.linalg.eigvalsh(kernel()) / 4
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """How parameters move: each engine gives an iterable of states; ``kernel`` moves a function without parameters."""
 
 from regimes.train.descent import Descent, descent
+from regimes.train.filters import damping_filter, descent_filter, filter_gap
 from regimes.train.flow import Flow, flow
 from regimes.train.kernel import kernel
 from regimes.train.newton import GaussNewton, GaussNewtonStep
@@ -17,7 +18,10 @@ __all__ = [
     "KernelState",
     "RungeKutta",
     "Tolerance",
+    "damping_filter",
     "descent",
+    "descent_filter",
+    "filter_gap",
     "flow",
     "kernel",
     "runge_kutta",

@@ -167,13 +167,14 @@ class KernelMatrix(FrozenKernel):
 
     def spectrum(self, r: Tensor, ridge: float, products: float) -> KernelSpectrum:
         """The eigenvalues and eigenvectors of K, computed once."""
-        values, vectors = self._eigen
+        values, vectors = self.eigen
         weights = vectors.mT @ self.columns(r)
         kept = _beyond_rounding(values, vectors.shape[1], self._precision)
         return KernelSpectrum(kept, vectors, weights, torch.zeros_like(kept), float(r.norm()))
 
     @cached_property
-    def _eigen(self) -> tuple[Tensor, Tensor]:
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (b, m) in ascending order, and eigenvectors (b, m, m)."""
         found = torch.linalg.eigh(self._blocks)
         return found[0], found[1]
 

@@ -19,6 +19,15 @@ from regimes.core.batch import check_finite
 from regimes.core.error import UserError
 from regimes.core.loss import Loss
 from regimes.core.state import Status
+from regimes.train.discrete import (
+    Motion,
+    Rule,
+    check_count,
+    check_rate,
+    check_step,
+    in_closed_form,
+    step_by_step,
+)
 from regimes.train.frozen_kernel import FrozenKernel, KernelMatrix, KernelSpectrum
 from regimes.train.step import Tolerance, attempt, is_lost, turn
 from regimes.train.target import as_start, as_targets, mean_loss
@@ -114,6 +123,39 @@ class KernelPath(ABC):
     def at(self, t: float) -> KernelState:
         """The state at time t, from 0 to ``math.inf``; the last one if the training ended before."""
 
+    def after(self, steps: int, *, lr: float, momentum: float = 0.0) -> KernelState:
+        r"""The state after steps of gradient descent, as those of ``train.descent`` on the whole set.
+
+        Along an eigenvalue k of K the error of the squared loss falls by the factor
+        :math:`(1 - \eta k / (\alpha^2 n))^K` in K steps without momentum; with it, by a power of a matrix. One
+        decomposition gives any number of steps. Other losses, and operators, take the steps in function space, with one
+        product with K each.
+
+        Args:
+            steps: K.
+            lr: the rate, eta.
+            momentum: mu, of v <- mu v + g.
+
+        Raises:
+            UserError: if a number is out of range, or the squared loss diverges at that rate in more than one step.
+        """
+        check_count("steps", steps)
+        check_step(lr, momentum)
+        settings = self._settings
+        rule = Rule(float(lr), float(momentum), settings.speed, settings.ridge)
+        motion = self._moved(rule, steps)
+        lost = not bool(motion.outputs.isfinite().all())
+        status: Status = "diverged" if lost else "running"
+        return self._state(steps * rule.lr, steps, status, motion.outputs, motion.c)
+
+    def _moved(self, rule: Rule, steps: int) -> Motion:
+        """So many steps from the start, at rest."""
+        return step_by_step(self._kernel, self._slope, rule, Motion.start(self._start), steps)
+
+    @abstractmethod
+    def _slope(self, outputs: Tensor) -> Tensor:
+        """The gradient of the sum of the losses by the outputs, (n, c)."""
+
     @abstractmethod
     def __iter__(self) -> Iterator[KernelState]:
         """The states from the start to the end: of each step, or in closed form at times that grow by a tenth."""
@@ -164,6 +206,16 @@ class ClosedPath(KernelPath):
     def at(self, t: float) -> KernelState:
         """The state at time t."""
         return self._at(_time(t), 0)
+
+    def _moved(self, rule: Rule, steps: int) -> Motion:
+        if not isinstance(self._kernel, KernelMatrix):
+            return super()._moved(rule, steps)
+        if steps > 1:
+            check_rate(rule, float(self._kernel.eigen[0].amax()))
+        return in_closed_form(self._kernel, self._targets, rule, Motion.start(self._start), steps)
+
+    def _slope(self, outputs: Tensor) -> Tensor:
+        return outputs - self._targets
 
     def _at(self, t: float, step: int) -> KernelState:
         kernel, ridge = self._kernel, self._settings.ridge
@@ -253,15 +305,17 @@ class FlowPath(KernelPath):
                 return
             front, kept = self._advance(front)
 
+    def _slope(self, outputs: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            return torch.autograd.grad(self._settings.loss.per_sample(leaf, self._targets).sum(), leaf)[0]
+
     def _fits(self, outputs: Tensor) -> bool:
         return bool(self._settings.loss.fits(outputs, self._targets).all())
 
     def _front(self, c: Tensor, outputs: Tensor) -> PathFront:
         """The gradient there; the first step has length 1."""
-        with torch.enable_grad():
-            leaf = outputs.detach().requires_grad_()
-            (u,) = torch.autograd.grad(self._settings.loss.per_sample(leaf, self._targets).sum(), leaf)
-        u = u + self._settings.ridge * c
+        u = self._slope(outputs) + self._settings.ridge * c
         q = self._kernel.apply(u)
         square = torch.where(u.isfinite().all(), (u * q).sum().clamp(min=0), math.nan)
         zero = torch.zeros_like(square)
