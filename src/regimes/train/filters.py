@@ -19,7 +19,7 @@ __all__ = ["damping_filter", "descent_filter", "filter_gap"]
 
 
 @checked
-def descent_filter(spectrum: Float[Tensor, "*k"], steps: int, lr: float) -> Float[Tensor, "*k"]:
+def descent_filter(spectrum: Float[Tensor, " k"], steps: int, lr: float) -> Float[Tensor, " k"]:
     r"""The share :math:`1 - (1 - \eta k)^K` of the error that K steps of gradient descent fit.
 
     Args:
@@ -37,7 +37,7 @@ def descent_filter(spectrum: Float[Tensor, "*k"], steps: int, lr: float) -> Floa
     k = _checked(spectrum)
     check_count("steps", steps)
     check_step(lr, 0.0)
-    if k.numel() and lr * float(k.max()) > 2:
+    if lr * float(k.max()) > 2:
         raise UserError(
             f"`lr`: got {lr:g}, above {2 / float(k.max()):g} = 2 / (largest eigenvalue), beyond which the steps "
             "diverge; give less"
@@ -51,7 +51,7 @@ def descent_filter(spectrum: Float[Tensor, "*k"], steps: int, lr: float) -> Floa
 
 
 @checked
-def damping_filter(spectrum: Float[Tensor, "*k"], damping: float) -> Float[Tensor, "*k"]:
+def damping_filter(spectrum: Float[Tensor, " k"], damping: float) -> Float[Tensor, " k"]:
     r"""The share :math:`k / (k + \lambda)` of the error that one damped Gauss-Newton step fits.
 
     Args:
@@ -63,14 +63,13 @@ def damping_filter(spectrum: Float[Tensor, "*k"], damping: float) -> Float[Tenso
     tensor([0.0000, 0.5000, 0.7500])
     """
     k = _checked(spectrum)
-    check_step(1.0, 0.0)
-    if isinstance(damping, bool) or not 0 < float(damping) < float("inf"):
+    if not 0 < float(damping) < float("inf"):
         raise UserError(f"`damping`: got {damping!r}, expected a positive finite number")
     return k / (k + damping)
 
 
 @checked
-def filter_gap(spectrum: Float[Tensor, "*k"], steps: int, lr: float) -> Float[Tensor, "*k"]:
+def filter_gap(spectrum: Float[Tensor, " k"], steps: int, lr: float) -> Float[Tensor, " k"]:
     r"""A bound of \|descent - damping\| for each eigenvalue, at :math:`\lambda = 1 / (\eta K)`.
 
     With :math:`z = \eta k K`: for :math:`\eta k \le 1` the filter of the steps is at least that of damping, since
@@ -97,11 +96,13 @@ def filter_gap(spectrum: Float[Tensor, "*k"], steps: int, lr: float) -> Float[Te
 
 def _checked(spectrum: Tensor) -> Tensor:
     """Eigenvalues of a positive semi-definite matrix; those below 0 by rounding are 0."""
-    if not isinstance(spectrum, Tensor) or not spectrum.is_floating_point():
-        raise UserError(f"`spectrum`: got {spectrum!r}, expected a tensor of eigenvalues")
+    if spectrum.dim() != 1 or not len(spectrum) or not spectrum.is_floating_point():
+        raise UserError(
+            f"`spectrum`: got {spectrum.dtype} {tuple(spectrum.shape)}, expected eigenvalues (k,), at least one"
+        )
     if not bool(spectrum.isfinite().all()):
         raise UserError("`spectrum`: has an entry that is not finite, expected eigenvalues of 0 or more")
-    if spectrum.numel() and float(spectrum.min()) < -1e-6 * float(spectrum.abs().max()):
+    if float(spectrum.min()) < -1e-6 * float(spectrum.abs().max()):
         raise UserError(
             f"`spectrum`: got {float(spectrum.min()):g}, expected eigenvalues of 0 or more, up to rounding; compute "
             "the kernel in float64"
