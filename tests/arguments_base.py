@@ -56,7 +56,7 @@ LEFT_OUT = {
 # Values that the library hands out; nobody makes one.
 RECORDS = {
     *("control.Block", "control.HeldBatch", "control.LayerPlan", "control.StableRate"),
-    *("train.Descent", "train.Flow", "train.GaussNewtonStep"),
+    *("train.BlockDescent", "train.Descent", "train.Flow", "train.GaussNewtonStep"),
     *("train.KernelPath", "train.KernelState", "train.RungeKutta"),
     *(
         "measure.Averaging",
@@ -172,6 +172,7 @@ BASES: dict[str, Callable[[], Arguments]] = {
     "train.descent": of(TRAINED, lr=0.1, steps=2),
     "train.flow": of(TRAINED, max_steps=2),
     "train.runge_kutta": of(TRAINED, dt=0.1, steps=2),
+    "train.blocks": of(TRAINED, lr=0.1, anchor=control.Every(2), steps=3),
     "train.damping_filter": of({"spectrum": spectrum}, damping=0.5),
     "train.descent_filter": of({"spectrum": spectrum}, steps=3, lr=0.5),
     "train.filter_gap": of({"spectrum": spectrum}, steps=3, lr=0.5),

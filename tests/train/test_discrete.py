@@ -12,7 +12,7 @@ from torch import Tensor
 from regimes import control, measure, models, train
 from regimes.core.error import UserError
 from regimes.core.loss import Loss, Squared, cross_entropy, squared
-from regimes.train.discrete import Motion, Rule, carried, in_closed_form, step_by_step
+from regimes.train.discrete import Motion, Stepping, carried, in_closed_form, step_by_step
 from regimes.train.frozen_kernel import KernelMatrix
 from tests.train.kernels import F64, gram
 
@@ -24,7 +24,7 @@ def features(samples: int, outputs: int, parameters: int, seed: int = 0) -> Tens
 
 
 def plain(
-    jacobian: Tensor, y: Tensor, rule: Rule, w: Tensor, v: Tensor, steps: int, loss: Loss = squared
+    jacobian: Tensor, y: Tensor, rule: Stepping, w: Tensor, v: Tensor, steps: int, loss: Loss = squared
 ) -> tuple[Tensor, Tensor]:
     """w and v after steps of the explicit linear model from w0 = w, where F = 0; as torch.optim.SGD takes them."""
     first = w
@@ -53,7 +53,7 @@ def test_is_what_steps_do_to_the_parameters(
     jacobian = features(*shape)
     kernel = KernelMatrix((jacobian @ jacobian.T).view(n, c, n, c).permute(0, 2, 1, 3))
     y = torch.randn(n, c, generator=torch.Generator().manual_seed(1), dtype=F64)
-    rule = Rule(0.9, momentum, 1 / n, ridge)
+    rule = Stepping(0.9, momentum, 1 / n, ridge)
     w = torch.zeros(p, dtype=F64)
     for v in (torch.zeros_like(w), torch.linspace(-1, 1, p, dtype=F64)):
         motion = Motion.start(torch.zeros(n, c, dtype=F64), (jacobian @ v).view(n, c))
@@ -77,7 +77,7 @@ def test_critical_damping_and_many_steps() -> None:
     """Where both roots of the recurrence are one: (1 - sqrt(mu))^2 = eta s k; and after a million steps."""
     momentum, n = 0.81, 2
     k = torch.diag(torch.tensor([1.0, 0.25], dtype=F64))
-    rule = Rule((1 - momentum**0.5) ** 2 * n, momentum, 1 / n)
+    rule = Stepping((1 - momentum**0.5) ** 2 * n, momentum, 1 / n)
     y, motion = torch.ones(n, 1, dtype=F64), Motion.start(torch.zeros(n, 1, dtype=F64))
     for steps in (1, 17, 1000):
         found = in_closed_form(KernelMatrix(k), y, rule, motion, steps)
@@ -116,7 +116,7 @@ def test_other_losses_take_their_steps_in_function_space() -> None:
     n, c, p = 6, 3, 20
     jacobian, y = features(n, c, p), torch.arange(n) % c
     k = (jacobian @ jacobian.T).view(n, c, n, c).permute(0, 2, 1, 3)
-    rule, w = Rule(0.7, 0.9, 1 / n), torch.zeros(p, dtype=F64)
+    rule, w = Stepping(0.7, 0.9, 1 / n), torch.zeros(p, dtype=F64)
     expected, _ = plain(jacobian, y, rule, w, w, 30, cross_entropy)
     found = train.kernel(k, y, loss=cross_entropy).after(30, lr=0.7, momentum=0.9)
     torch.testing.assert_close(jacobian.T @ found.coefficients.reshape(-1), expected)

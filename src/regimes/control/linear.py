@@ -137,6 +137,11 @@ class Linearized(nn.Module):
             )
         return anchor, own
 
+    def pushed(self, args: tuple[Any, ...], named: Mapping[str, Any], along: Tree) -> tuple[Tensor, Tensor]:
+        """f(a, x) and J(a, x) v, the second with the graph that leads to v."""
+        with _written_out():
+            return self._pair(args, named, dict(self.anchor.named_buffers()), along)
+
     def tape(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Tape | None:
         """J v and J^T u on these inputs, at the anchor as it is; None where they have to be computed each time."""
         anchor = dict(self.anchor.named_buffers())

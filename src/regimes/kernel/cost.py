@@ -8,13 +8,13 @@ from typing import Literal
 from regimes.kernel.factor import Reduce
 from regimes.kernel.machine import Speeds
 
-__all__ = ["Order", "Shape", "building", "cheapest", "entries", "pairing"]
+__all__ = ["TYPICAL", "Order", "Shape", "building", "cheapest", "entries", "pairing"]
 
 Order = Literal["explicit", "gram", "one-sided", "head", "jacobian"]
 
 # Of a processor, relative to each other; for double precision all are half. Orders are chosen by these and not by
 # speeds that were measured, so that equal calls give equal bits on every run.
-_TYPICAL = Speeds(product=1e11, batched=8e10, traffic=3e10, shuffle=8e9)
+TYPICAL = Speeds(product=1e11, batched=8e10, traffic=3e10, shuffle=8e9)
 # How many samples an explicit gradient is used against, where nothing is known: it is built once for all of them.
 _COMPANY = 64
 
@@ -91,7 +91,7 @@ def cheapest(shape: Shape, reduce: Reduce, r: int) -> Order:
         orders.append("one-sided")
 
     def seconds(order: Order) -> float:
-        building_once = building(shape, order, r, _TYPICAL)
-        return pairing(shape, order, reduce, r, _TYPICAL) + 2 * building_once / _COMPANY
+        building_once = building(shape, order, r, TYPICAL)
+        return pairing(shape, order, reduce, r, TYPICAL) + 2 * building_once / _COMPANY
 
     return min(orders, key=seconds)

@@ -1,5 +1,6 @@
 """How parameters move: each engine gives an iterable of states; ``kernel`` moves a function without parameters."""
 
+from regimes.train.blocks import BlockDescent, blocks
 from regimes.train.descent import Descent, descent
 from regimes.train.filters import damping_filter, descent_filter, filter_gap
 from regimes.train.flow import Flow, flow
@@ -10,6 +11,7 @@ from regimes.train.runge_kutta import RungeKutta, runge_kutta
 from regimes.train.step import Tolerance
 
 __all__ = [
+    "BlockDescent",
     "Descent",
     "Flow",
     "GaussNewton",
@@ -18,6 +20,7 @@ __all__ = [
     "KernelState",
     "RungeKutta",
     "Tolerance",
+    "blocks",
     "damping_filter",
     "descent",
     "descent_filter",

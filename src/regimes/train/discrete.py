@@ -29,7 +29,7 @@ from regimes.train.frozen_kernel import FrozenKernel, KernelMatrix
 
 __all__ = [
     "Motion",
-    "Rule",
+    "Stepping",
     "carried",
     "check_count",
     "check_rate",
@@ -64,7 +64,7 @@ class Motion:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Stepping:
     """How steps are taken.
 
     Attributes:
@@ -105,7 +105,7 @@ def largest_rate(largest: float, momentum: float, speed: float, ridge: float = 0
     return 2 * (1 + momentum) / top if top > 0 else float("inf")
 
 
-def check_rate(rule: Rule, largest: float) -> None:
+def check_rate(rule: Stepping, largest: float) -> None:
     """Raise if the squared loss would grow without end.
 
     Args:
@@ -121,7 +121,7 @@ def check_rate(rule: Rule, largest: float) -> None:
 
 
 def step_by_step(
-    kernel: FrozenKernel, gradient: Callable[[Tensor], Tensor], rule: Rule, motion: Motion, steps: int
+    kernel: FrozenKernel, gradient: Callable[[Tensor], Tensor], rule: Stepping, motion: Motion, steps: int
 ) -> Motion:
     """So many steps, each with one product with K.
 
@@ -141,7 +141,9 @@ def step_by_step(
     return Motion(outputs, h, c, b)
 
 
-def in_closed_form(kernel: KernelMatrix, targets: Tensor, rule: Rule, motion: Motion, steps: int) -> Motion:
+def in_closed_form(
+    kernel: KernelMatrix, targets: Tensor, rule: Stepping, motion: Motion, steps: int
+) -> Motion:
     """So many steps of the squared loss, by one decomposition of K.
 
     Args:
@@ -160,7 +162,7 @@ def in_closed_form(kernel: KernelMatrix, targets: Tensor, rule: Rule, motion: Mo
     return Motion(targets + error, slope, c, b)
 
 
-def _steps(values: Tensor, rule: Rule) -> Tensor:
+def _steps(values: Tensor, rule: Stepping) -> Tensor:
     """One step of (F - y, h, c, b) along each eigenvector, (..., 4, 4)."""
     zero, one = torch.zeros_like(values), torch.ones_like(values)
     pull = torch.stack([rule.speed * one, zero, rule.speed * rule.ridge * one, zero], -1)  # u

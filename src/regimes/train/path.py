@@ -21,7 +21,7 @@ from regimes.core.loss import Loss
 from regimes.core.state import Status
 from regimes.train.discrete import (
     Motion,
-    Rule,
+    Stepping,
     check_count,
     check_rate,
     check_step,
@@ -142,13 +142,13 @@ class KernelPath(ABC):
         check_count("steps", steps)
         check_step(lr, momentum)
         settings = self._settings
-        rule = Rule(float(lr), float(momentum), settings.speed, settings.ridge)
+        rule = Stepping(float(lr), float(momentum), settings.speed, settings.ridge)
         motion = self._moved(rule, steps)
         lost = not bool(motion.outputs.isfinite().all())
         status: Status = "diverged" if lost else "running"
         return self._state(steps * rule.lr, steps, status, motion.outputs, motion.c)
 
-    def _moved(self, rule: Rule, steps: int) -> Motion:
+    def _moved(self, rule: Stepping, steps: int) -> Motion:
         """So many steps from the start, at rest."""
         return step_by_step(self._kernel, self._slope, rule, Motion.start(self._start), steps)
 
@@ -207,7 +207,7 @@ class ClosedPath(KernelPath):
         """The state at time t."""
         return self._at(_time(t), 0)
 
-    def _moved(self, rule: Rule, steps: int) -> Motion:
+    def _moved(self, rule: Stepping, steps: int) -> Motion:
         if not isinstance(self._kernel, KernelMatrix):
             return super()._moved(rule, steps)
         if steps > 1:
