@@ -126,7 +126,7 @@ RULES = (
     Rule("0 is none", "models.cnn", "padding", "zero"),
     Rule(
         "no step is a run that ends at its start",
-        "train.descent train.flow train.kernel train.runge_kutta",
+        "train.blocks train.descent train.flow train.kernel train.runge_kutta",
         "steps max_steps max_seconds",
         "zero",
     ),
@@ -136,7 +136,7 @@ RULES = (
         "max_seconds",
         "zero",
     ),
-    Rule("a limit that is never met", "train.descent train.runge_kutta", "steps", HUGE),
+    Rule("a limit that is never met", "train.blocks train.descent train.runge_kutta", "steps", HUGE),
     Rule("a limit that is never met", "train.GaussNewton", "max_products", HUGE),
     Rule(
         "a limit that is never met",

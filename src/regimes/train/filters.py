@@ -8,6 +8,7 @@ alone do they agree.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -96,7 +97,7 @@ def filter_gap(spectrum: Float[Tensor, " k"], steps: int, lr: float) -> Float[Te
 
 def _checked(spectrum: Tensor) -> Tensor:
     """Eigenvalues of a positive semi-definite matrix; those below 0 by rounding are 0."""
-    if spectrum.dim() != 1 or not len(spectrum) or not spectrum.is_floating_point():
+    if spectrum.dim() != 1 or not len(spectrum) or spectrum.dtype not in (torch.float32, torch.float64):
         raise UserError(
             f"`spectrum`: got {spectrum.dtype} {tuple(spectrum.shape)}, expected eigenvalues (k,), at least one"
         )
