@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from regimes import control, models
+from regimes import control, models, train
 from regimes.core.error import UserError
 from regimes.core.layer import ToImage
 from regimes.core.loss import soft_hinge
+from regimes.train import engine as engines
 from regimes.train.program import Program
 from tests.train.alignment import RoundsByAlignment
 from tests.train.plain import AWKWARD, task
@@ -132,3 +135,57 @@ def test_what_cannot_be_linearised_is_refused() -> None:
         program = Program([network], soft_hinge, torch.float64)
         with pytest.raises(UserError, match=match):
             program.linearize(program.start())
+
+
+RUNS: dict[str, Callable[..., Any]] = {
+    "descent": lambda *a, **k: train.descent(*a, lr=0.1, momentum=0.9, steps=20, **k),
+    "flow": lambda *a, **k: train.flow(*a, max_steps=20, **k),
+    "runge-kutta": lambda *a, **k: train.runge_kutta(*a, dt=0.1, steps=10, **k),
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "own"),
+    [
+        ("descent", False),
+        ("flow", True),
+        *(pytest.param(e, o, marks=pytest.mark.slow) for e in RUNS for o in (False, True)),
+    ],
+)
+def test_what_is_kept_in_a_block_changes_nothing(
+    engine: str, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stacks and modules one by one, over anchors, and resumed; with and without the memory for it."""
+    for kind in ("relu", "cnn", next(iter(AWKWARD))):
+        x, y = inputs(kind, 6)
+        modules = [control.scale(KINDS[kind](s), a) for s, a in enumerate(ALPHAS)]
+        paths = []
+        for memory in (0, 1 << 30):
+            monkeypatch.setattr(engines, "_MEMORY", memory)
+            given = ([x, 2 * x, x.flip(0)] if own else x, y)
+            run = RUNS[engine](modules, *given, anchor=control.Every(9))
+            path = list(itertools.islice(run, 40))
+            assert bool(run.program.linear._tapes) == bool(memory)
+            fresh = RUNS[engine](modules, *given, anchor=control.Every(9))
+            fresh.load_state_dict(run.state_dict())
+            paths.append([*path, *fresh])
+        for mine, theirs in zip(*paths, strict=True):
+            assert (mine.member, mine.step, mine.status) == (theirs.member, theirs.step, theirs.status)
+            for name, value in mine.parameters.items():
+                torch.testing.assert_close(value, theirs.parameters[name], rtol=1e-9, atol=1e-11)
+
+
+def test_inputs_that_are_written_to_are_not_those_that_were_kept() -> None:
+    x, y = inputs("relu", 6)
+    program = Program([KINDS["relu"](0)], soft_hinge, torch.float64)
+    program.linearize(program.start())
+    linear, everyone, rows = program.linear, torch.arange(1), moved(program, 0.1)
+    assert linear is not None
+    linear.hold(x, own=False, memory=1 << 30)
+    first = program.gradient(rows, everyone, x, y, None)
+    x += 1
+    then = program.gradient(rows, everyone, x, y, None)
+    expected = program.gradient(rows, everyone, x.clone(), y, None)
+    assert linear._tapes and not torch.equal(first[0], then[0])
+    for mine, theirs in zip(then, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)

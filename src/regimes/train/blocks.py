@@ -59,6 +59,11 @@ class BlockFront(Front):
 class BlockDescent(Engine[BlockFront, BlockSettings]):
     """A run in blocks under way: iterate over it for its states; see :func:`blocks`."""
 
+    @property
+    def repeats(self) -> bool:
+        """Not here: what is kept goes by the way of each block."""
+        return False
+
     def _method(self) -> dict[str, Any]:
         settings = self.settings
         return {"lr": settings.lr, "momentum": settings.momentum, "by": settings.by}

@@ -62,6 +62,11 @@ class DescentFront(Front):
 class Descent(Engine[DescentFront, DescentSettings]):
     """A descent under way: iterate over it for its states; see :func:`descent`."""
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the batch is the whole set."""
+        return self.settings.batch == self.settings.samples
+
     def _method(self) -> dict[str, Any]:
         """All settings but the length; a learning rate that is a function shows in the times only."""
         settings = self.settings

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from regimes.control.anchor.block import Block
+from regimes.control.anchor.rules import Every
 from regimes.core.error import UserError
 from regimes.core.state import State, Status
 from regimes.core.tree import Flat
@@ -30,6 +31,9 @@ from regimes.train.saved import (
 )
 
 __all__ = ["Engine", "Front"]
+
+# Bytes that linear blocks may keep, and the steps of a block that make up for looking: 7 products a layer, 1 a step.
+_MEMORY, _LONG = 1 << 30, 8
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,19 @@ class Engine(ABC, Generic[AFront, ASettings]):
         self._renewals = Renewals(plans, program, inputs, targets, offsets)
         self._pending: deque[State] = deque()
         self._seconds = 0.0
+        self._hold()
+
+    @property
+    def repeats(self) -> bool:
+        """Whether every step sees the whole set, so that a linear block can keep what does not hang on w."""
+        return True
+
+    def _hold(self) -> None:
+        """Keep it, where blocks are long enough to gain by it and the memory is there."""
+        linear, rule = self.program.linear, self.plans.rule
+        long = not isinstance(rule, Every) or rule.steps >= _LONG
+        if linear is not None and long and self.repeats:
+            linear.hold(self.inputs, own=self.program.own, memory=_MEMORY)
 
     @abstractmethod
     def _advance(self) -> None:
@@ -260,6 +277,7 @@ class Engine(ABC, Generic[AFront, ASettings]):
             self.program.linear.move(
                 torch.arange(len(self._origin), device=place), saved["anchors"].to(place)
             )
+            self._hold()
         self._seconds = saved["seconds"]
         self._pending.clear()
         for each in saved["pending"]:

@@ -215,20 +215,19 @@ class Program:
     ) -> Tensor:
         """f(w, x) of one piece, (m, n, c), for parameters (m, *shape) by name."""
         linear = self.linear if networks is None else None
-        networks = networks or (linear.networks if linear is not None else self.networks)
+        networks = networks or self.networks
         samples = x.shape[self._axis]
         if self._stack is None:
-            each = [
-                call(
-                    networks[k],
+            each = []
+            for i, k in enumerate(members.tolist()):
+                own, its = (
                     {name: value[i] for name, value in tree.items()},
                     begins_a_line(x[i]) if self.own else x,
                 )
-                for i, k in enumerate(members.tolist())
-            ]
+                each.append(call(networks[k], own, its) if linear is None else linear.one(k, own, its))
             out = torch.stack(each)
         elif linear is not None:
-            out = linear.stacked(tree, members, aligned(x, self._axis))[:, :samples]
+            out = linear.stacked(tree, members, x, aligned(x, self._axis))[:, :samples]
         elif self._dense is not None and not torch.is_grad_enabled():
             out = self._dense.forward(tree, aligned(x, self._axis))[:, :samples].clone()
         else:
