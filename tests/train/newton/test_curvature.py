@@ -80,7 +80,7 @@ def test_a_sure_network_and_little_damping(size: float, damping: float) -> None:
     j = torch.randn(9, 12, dtype=F64)
     k = j @ j.T
     expected = exact(outputs, y, k, damping)
-    found = by_factor(k.clone(), curvature_of(cross_entropy, outputs, y), damping, rough=False).u.flatten()
+    found = by_factor(k.clone(), curvature_of(cross_entropy, outputs, y), damping).u.flatten()
     step = j.T @ expected
     assert float((j.T @ found - step).norm()) <= 1e-7 * float(step.norm())
 
@@ -110,7 +110,5 @@ def test_conjugate_gradients_stop_where_they_are_told() -> None:
 def test_the_damping_rises_until_a_batch_can_be_solved() -> None:
     """A kernel with a negative eigenvalue of rounding size, and no damping to speak of."""
     k = torch.diag(torch.tensor([1.0, -1e-9, 1.0], dtype=F64))
-    found = by_factor(
-        k.clone(), curvature_of(squared, torch.ones(3, 1, dtype=F64), torch.zeros(3, 1)), 1e-11, False
-    )
+    found = by_factor(k.clone(), curvature_of(squared, torch.ones(3, 1, dtype=F64), torch.zeros(3, 1)), 1e-11)
     assert found.raised == 2 and found.damping == pytest.approx(1e-9)

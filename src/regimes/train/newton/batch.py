@@ -107,10 +107,10 @@ class Batch:
         return mean_loss(self.loss, outputs.reshape(self.outputs.shape).double(), self.targets)
 
     def kernel(self, reduce: Reduce, memory: int | None) -> Tensor:
-        """K as a matrix, (n c, n c), or K_trace, (n, n), in float64."""
+        """K as a matrix, (n c, n c), or K_trace, (n, n)."""
         k = ntk(self.module, self.x, reduce=reduce, output=self.picked, memory=memory)
         size = self.shape[0] * self.width
-        return (k if k.dim() == 2 else k.permute(0, 2, 1, 3).reshape(size, size)).double()
+        return k if k.dim() == 2 else k.permute(0, 2, 1, 3).reshape(size, size)
 
     def model(self, tangent: Mapping[str, Tensor]) -> tuple[float, float]:
         """g . J t and J t . H J t: how N times the loss falls along -t, and bends; at the present parameters."""

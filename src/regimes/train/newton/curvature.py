@@ -42,7 +42,7 @@ class Curvature(ABC):
 
     @abstractmethod
     def whitened(self, k: Float[Tensor, "k k"]) -> tuple[Float[Tensor, "m m"], Float[Tensor, " m"]]:
-        """S^T K S and h; K, (n c, n c), is overwritten."""
+        """S^T K S, as precise as K, and h; K, (n c, n c), is overwritten."""
 
     @abstractmethod
     def coloured(self, w: Float[Tensor, " m"]) -> Float[Tensor, "n c"]:
@@ -118,7 +118,8 @@ class LogisticCurvature(Curvature):
 
     def whitened(self, k: Tensor) -> tuple[Tensor, Tensor]:
         """S K S and g / S."""
-        return k.mul_(self.root).mul_(self.root.T), self.seed.flatten()
+        root = self.root.to(k.dtype)
+        return k.mul_(root).mul_(root.T), self.seed.flatten()
 
     def coloured(self, w: Tensor) -> Tensor:
         """S w."""
@@ -178,7 +179,7 @@ class SoftmaxCurvature(Curvature):
         k[..., -1] = top
         k = k[:, :-1] - k[:, -1:]
         k = k[..., :-1] - k[..., -1:]
-        q, kappa, _ = self._parts()
+        q, kappa, _ = (part.to(k.dtype) for part in self._parts())
         k.mul_(q[:, :, None, None]).mul_(q)
         k -= (kappa * q)[:, :, None, None] * torch.einsum("ia,iajb->ijb", q, k)[:, None]
         k -= torch.einsum("iajb,jb->iaj", k, q)[..., None] * (kappa * q)

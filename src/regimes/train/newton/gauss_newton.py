@@ -214,11 +214,10 @@ class GaussNewton(Optimizer):
             slopes = batch.slopes(self.memory, together=False)
             found = by_products(slopes.product, curvature, damping, self.tolerance, self.max_products)
             return found, slopes.pull(found.u), found.model
-        rough = next(iter(trainable(self.module).values())).dtype == torch.float32
         if kind == "full":
-            found = by_factor(batch.kernel("full", self.memory), curvature, damping, rough)
+            found = by_factor(batch.kernel("full", self.memory), curvature, damping)
             return found, batch.slopes(self.memory, together=True).pull(found.u), found.model
-        found = by_trace(batch.kernel("trace", self.memory), curvature, damping, rough, self.tolerance)
+        found = by_trace(batch.kernel("trace", self.memory), curvature, damping, self.tolerance)
         tangent, pushed = batch.slopes(self.memory, together=True).pull_push(found.u)
         return found, tangent, model_of(curvature, pushed)
 

@@ -44,36 +44,32 @@ class Solution:
     raised: int = 0
 
 
-def by_factor(k: Float[Tensor, "k k"], curvature: Curvature, damping: float, rough: bool) -> Solution:
+def by_factor(k: Float[Tensor, "k k"], curvature: Curvature, damping: float) -> Solution:
     """By a Cholesky factorisation of S^T K S + N lambda.
 
     Args:
-        k: K, (n c, n c), float64; overwritten.
+        k: K, (n c, n c); overwritten.
         curvature: g, H and S.
         damping: lambda.
-        rough: whether K was computed in float32, so that a solution to 1e-8 is as good as any.
 
     Raises:
         UserError: if K is not finite.
     """
     matrix, right = curvature.whitened(k)
-    w, damping, raised = _solved(matrix, right[:, None], damping, len(curvature.slope), rough)
+    w, damping, raised = _solved(matrix, right[:, None], damping, len(curvature.slope))
     # S^T K S w, by the equation that w solves.
     image = right - len(curvature.slope) * damping * w[:, 0]
     model = float(right @ image), float(image @ image)
     return Solution(curvature.coloured(w[:, 0]), model, damping, raised=raised)
 
 
-def by_trace(
-    k: Float[Tensor, "k k"], curvature: Curvature, damping: float, rough: bool, tolerance: float
-) -> Solution:
+def by_trace(k: Float[Tensor, "k k"], curvature: Curvature, damping: float, tolerance: float) -> Solution:
     """With K taken as K_trace x 1 over the outputs of a sample.
 
     Args:
-        k: K_trace, float64; overwritten.
+        k: K_trace; overwritten.
         curvature: g and H.
         damping: lambda.
-        rough: as for :func:`by_factor`.
         tolerance: relative residual, where H couples the outputs.
 
     Raises:
@@ -81,55 +77,65 @@ def by_trace(
     """
     samples, g = len(k), curvature.slope
     if isinstance(curvature, SquaredCurvature):
-        w, damping, raised = _solved(k, g.reshape(samples, -1), damping, len(g), rough)
+        w, damping, raised = _solved(k, g.reshape(samples, -1), damping, len(g))
         image = g - len(g) * damping * w.view_as(g)
         return Solution(w.view_as(g), model_of(curvature, image), damping, raised=raised)
     _check(k)
+    wide = k.double()
     return by_products(
-        lambda v: (k @ v.reshape(samples, -1)).view_as(v), curvature, damping, tolerance, _SMALL
+        lambda v: (wide @ v.reshape(samples, -1)).view_as(v), curvature, damping, tolerance, _SMALL
     )
 
 
-def _factored(matrix: Tensor, right: Tensor) -> tuple[Tensor] | None:
-    """matrix^-1 right; None where the matrix is not positive definite to rounding."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return None if failed else (torch.cholesky_solve(right, factor),)
-
-
-def _refined(matrix: Tensor, right: Tensor) -> tuple[Tensor] | None:
-    """The same by a factor in float32, a third of the time, and residuals in float64; None where that does not do.
-
-    Entries of the residual are held against what they are the difference of, so that small ones count like large ones.
-    """
-    factor, failed = torch.linalg.cholesky_ex(matrix.float())
-    if failed:
-        return None
-    found, left = torch.zeros_like(right), right
-    diagonal = matrix.diagonal()[:, None]
-    for _ in range(_REFINEMENTS):
-        found = found + torch.cholesky_solve(left.float(), factor).double()
-        left = right - matrix @ found
-        if bool((left.abs() <= _REFINED * torch.maximum(right.abs(), diagonal * found.abs())).all()):
-            return (found,)
-    return None
-
-
-def _solved(
-    matrix: Tensor, right: Tensor, damping: float, terms: int, rough: bool
-) -> tuple[Tensor, float, int]:
+def _solved(matrix: Tensor, right: Tensor, damping: float, terms: int) -> tuple[Tensor, float, int]:
     """(matrix + terms x damping)^-1 right; the damping that it took, and how often it was raised."""
     _check(matrix)
-    diagonal = matrix.diagonal().clone()
+    wide = matrix.double()
+    diagonal = wide.diagonal().clone()
     for raised in range(_RAISES):
-        matrix.diagonal().copy_(diagonal + terms * damping)
-        found = (_refined(matrix, right) if rough else None) or _factored(matrix, right)
-        if found:
-            return found[0], damping, raised
+        wide.diagonal().copy_(diagonal + terms * damping)
+        found = None
+        if matrix.dtype != torch.float64:
+            matrix.diagonal().copy_(wide.diagonal())
+            found = _refined(matrix, wide, right)
+        if found is None:
+            found = _factored(wide, right)
+        if found is not None:
+            return found, damping, raised
         damping *= 10
     raise UserError(
         f"`damping`: the kernel of this batch is not positive definite even with {damping:.3g}; scale the inputs, or "
         "take kernel='products'"
     )
+
+
+def _factored(matrix: Tensor, right: Tensor) -> Tensor | None:
+    """matrix^-1 right; None where the matrix is not positive definite to rounding."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return None if failed else torch.cholesky_solve(right, factor)
+
+
+def _refined(matrix: Tensor, wide: Tensor, right: Tensor) -> Tensor | None:
+    """The same of a float32 matrix by a factor in float32, a third of the time; None where that does not do.
+
+    Residuals are taken in float64, each entry against what it is the difference of, so that small ones count too.
+
+    Args:
+        matrix: in float32.
+        wide: the same in float64.
+        right: in float64.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        return None
+    found, left = torch.zeros_like(right), right
+    diagonal = wide.diagonal()[:, None]
+    for _ in range(_REFINEMENTS):
+        found = found + torch.cholesky_solve(left.to(matrix.dtype), factor).double()
+        left = right - wide @ found
+        if bool((left.abs() <= _REFINED * torch.maximum(right.abs(), diagonal * found.abs())).all()):
+            return found
+    return None
 
 
 def _check(matrix: Tensor) -> None:
