@@ -131,7 +131,7 @@ def test_below_it_a_block_never_diverges_and_above_it_does(
     """
     network = mlp(1)
     found = control.stable_rate(
-        network, X, SIGNS, squared, momentum=momentum, nesterov=nesterov, batch_size=batch, batches=20
+        network, X, SIGNS, squared, momentum=momentum, nesterov=nesterov, batch_size=batch, batches=6
     )
 
     def ends(rate: float, size: int) -> float:

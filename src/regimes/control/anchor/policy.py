@@ -269,6 +269,7 @@ class IterativeLinearisation:
         """The rates of this step within the bound of the block."""
         if self._stable is None or self._rates is None or self._rule == Every(1):
             return
+        self._after(optimizer, args, named)  # a step that was broken off has not put them back
         rate, bound = self._rates.largest(), self._bound()
         if rate > bound and self._stable == "refuse":
             raise too_large(rate, bound, self.steps)
@@ -286,7 +287,7 @@ class IterativeLinearisation:
 
 
 def _check_held(linear: Linearized, optimizer: Optimizer) -> None:
-    """Raise unless the optimiser holds parameters of the module, and nothing else that trains."""
+    """Raise unless the optimiser holds all parameters of the module that train."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     own = {id(p): name for name, p in linear.named_parameters() if p.requires_grad}
     if missing := [name for key, name in own.items() if key not in held]:
