@@ -17,6 +17,7 @@ from regimes.core.jacobian import jacobian
 from regimes.core.loss import Loss, soft_hinge, squared
 from regimes.core.loss import cross_entropy as entropy
 from regimes.core.tree import trainable
+from tests.control.networks import NETWORKS
 
 F64 = torch.float64
 
@@ -88,6 +89,23 @@ def test_the_worst_batch_bounds_the_whole() -> None:
     ]
     assert found.batch <= 2 / (sum(per_pair) / len(per_pair))
     assert control.stable_rate(network, X, SIGNS, squared, batch_size=99).batch is None
+
+
+@pytest.mark.parametrize("name", ["cubic", "fused attention", "two inputs", "named inputs"])
+def test_what_forward_mode_cannot_pass_has_a_bound_as_well(name: str) -> None:
+    """... and inputs of any kind, with what picks the outputs: of the mean of squares over 2."""
+    make, x, output = NETWORKS[name]
+    torch.manual_seed(1)
+    net = make().to(F64)
+    at = {n: p.detach() for n, p in trainable(net).items()}
+    rows = jacobian(net, at, x, output=output)
+    j = torch.cat([each.flatten(2) for each in rows.values()], 2).flatten(0, 1)
+    top = float(torch.linalg.eigvalsh(j.T @ j)[-1]) / 5
+    found = control.stable_rate(net, x, torch.zeros(5), lambda out, y: out.square().sum() / 10, output=output)
+    assert found.eigenvalue == pytest.approx(top, rel=1e-3)
+    linear = control.linearize(net, output=output)
+    again = control.stable_rate(linear, x, torch.zeros(5), lambda out, y: out.square().sum() / 10)
+    assert again == found
 
 
 def test_of_a_linearised_module_it_is_that_of_the_anchor() -> None:

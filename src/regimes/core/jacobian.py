@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,7 +50,7 @@ class _Function:
         with bind(self.module, {**self.every, **moving}) as module:
             yield lambda x: self._picked(feed(module, x)).reshape(count(x), -1)
 
-    def _picked(self, found: Tensor) -> Tensor:
+    def _picked(self, found: Any) -> Tensor:
         return found if self.output is None else self.output(found)
 
 
