@@ -72,7 +72,7 @@ def task(n: int, c: int, loss: Loss) -> tuple[Tensor, Tensor]:
 
 
 def moved(
-    optimizer: train.GaussNewton, x: Tensor, y: Tensor, **more: Any
+    optimizer: train.GaussNewton, x: Any, y: Tensor, **more: Any
 ) -> tuple[Tensor, train.GaussNewtonStep]:
     before = flat(optimizer.module)
     found = optimizer.step(x, y, **more)
@@ -159,6 +159,42 @@ def test_tokens_are_terms_of_the_loss() -> None:
             again = dense.step(module, x.reshape(6, 4), target, loss, 0.02)
             torch.testing.assert_close(again, dense.step(module, x, y, loss, 0.02))
             assert math.isfinite(record.ratio)
+
+
+class Named(nn.Module):
+    """Two inputs by name, and the outputs in a dict, as large libraries have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(3)
+
+    def forward(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.net(first + second)}
+
+
+def test_inputs_by_name_and_outputs_that_are_picked() -> None:
+    x, y = task(4, 3, cross_entropy)
+    plain, named = mlp(3).double(), Named().double()
+    named.net.load_state_dict(plain.state_dict())
+    kernel: Any
+    for kernel in STEPS:
+        expected, _ = moved(train.GaussNewton(plain, loss=cross_entropy, kernel=kernel), x, y)
+        optimizer = train.GaussNewton(
+            named, loss=cross_entropy, kernel=kernel, output=lambda out: out["logits"]
+        )
+        found, _ = moved(optimizer, {"first": x, "second": 0 * x}, y)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_copy_steps_its_own_module() -> None:
+    x, y = task(4, 3, cross_entropy)
+    optimizer = bare(cross_entropy, damping=0.03)
+    torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 5)
+    other = copy.deepcopy(optimizer)
+    before = flat(optimizer.module)
+    found, record = moved(other, x, y)
+    assert torch.equal(flat(optimizer.module), before) and found.any()
+    assert optimizer.step(x, y) == record and torch.equal(flat(optimizer.module), flat(other.module))
 
 
 def test_class_indices_are_targets_of_the_squared_loss() -> None:

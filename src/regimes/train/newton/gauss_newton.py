@@ -163,6 +163,10 @@ class GaussNewton(Optimizer):
             kind, solution.products, solution.residual, solution.raised,
         )  # fmt: skip
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it, the module too: a copy steps its own. A schedule leaves a ``step`` here that leads to this one."""
+        return {name: value for name, value in vars(self).items() if name != "step"}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """None but the one that holds what moves in the module.
 
