@@ -20,8 +20,8 @@ __all__ = ["bound_at", "found_rate"]
 
 # Batches that are looked at for a bound, as many as an engine does at an anchor.
 _BATCHES = 4
-# Of the bound; parts of the steps after which it is looked at; and how often a rate is tried at most.
-_SHARE, _PARTS, _TRIES = 0.5, (64, 16, 4, 1), 6
+# Of the bound, and of that for the next try; parts of the steps after which it is looked at; so many tries at most.
+_SHARE, _NEXT, _PARTS, _TRIES = 0.5, 0.9, (64, 16, 4, 1), 6
 
 
 def bound_at(network: nn.Module, problem: Problem, protocol: Protocol) -> float:
@@ -69,7 +69,7 @@ def found_rate(
         least = min(start, _along(problem, replace(protocol, lr=rate, stable=None), late))
         if rate <= _SHARE * least or late():
             break
-        rate = min(_SHARE * least, rate / 2) or rate / 2
+        rate = _NEXT * _SHARE * least or rate / 4
     return rate, least
 
 
