@@ -122,6 +122,8 @@ def write_x(linear: Linearized, x: Tensor) -> None:
 CHANGES: dict[str, Callable[[Linearized, Tensor], object]] = {
     "relinearize": lambda linear, x: linear.relinearize(),
     "a batch, in place": lambda linear, x: x.mul_(2),
+    "a batch, with the same numbers": lambda linear, x: x.mul_(1),
+    "a batch, in another order": lambda linear, x: x.data.copy_(x.flip(0)),
     "a batch, by numpy": write_x,
     "a batch, by data": lambda linear, x: x.data.add_(1),
     "a buffer": lambda linear, x: inner(linear).shift.add_(1),
@@ -216,8 +218,11 @@ def test_without_gradients_and_in_inference_mode() -> None:
     with torch.inference_mode():
         inside = linear.hold(x)
         assert not inside().requires_grad
+        made = torch.randn(8, 3)
+        of_inference = linear.hold(made)
     held = linear.hold(x)
     move(linear)
+    torch.testing.assert_close(of_inference(), linear(made.clone()))
     for each in (held, inside):
         same(linear, each, x)
         with torch.no_grad():

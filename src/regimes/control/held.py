@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from regimes.control.eager import as_written
 from regimes.control.tape import Tape
 from regimes.control.unchanged.computed import Computed
+from regimes.control.unchanged.contents import Contents
 from regimes.core.derivative import plain
 from regimes.core.error import UserError
 from regimes.core.forward import nested
@@ -35,14 +36,14 @@ class HeldBatch:
     costs J v alone and its backward pass J^T u: 4 matrix products a layer, where ``linear(x)`` takes 5 and the network
     itself 3. The numbers are those of ``linear(x)``, up to rounding.
 
-    Nothing is stale. At each call the batch is compared with a copy; the anchor, frozen parameters, buffers, modes,
+    Nothing is stale. At each call a checksum of the batch is compared; the anchor, frozen parameters, buffers, modes,
     attributes and hooks are compared as those of a ``CachedPrefix`` are. Where one of them is another, all is computed
     anew. What was written to a weight of more than 128 KB behind torch's back (``.data``, numpy) is found within 16
     calls, and is an error. What a closure or a global variable holds is not seen.
 
     Attributes:
-        bytes: of what is kept besides the parameters, the anchor and the buffers: 0 where an operation has no forward
-            mode or nothing can be kept for another reason; then each call costs what ``linear(x)`` does.
+        bytes: of what is kept besides the parameters, the anchor, the buffers and the batch: 0 where an operation has
+            no forward mode or nothing can be kept for another reason; then each call costs what ``linear(x)`` does.
     """
 
     def __init__(self, linear: Linearized, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
@@ -74,21 +75,23 @@ class HeldBatch:
     def _record(self) -> None:
         self._check()
         self._tape: Tape | None = None  # what was kept goes before the next comes
-        # The copy is what the tape holds of the batch.
-        self._copy = tree_map(
-            lambda each: plain(each).clone() if isinstance(each, Tensor) else each, self._given
-        )
         with torch.inference_mode(False):
-            self._tape = self._linear.tape(*self._copy)
+            args, named = tree_map(
+                lambda each: plain(each) if isinstance(each, Tensor) else each, self._given
+            )
+            self._tape = self._linear.tape(args, named)
+        tensors = {
+            str(i): each for i, each in enumerate(tree_leaves(self._given)) if isinstance(each, Tensor)
+        }
+        self._kinds = _kinds(self._given)
+        self._batch = Contents(tensors, ("`x`", _AGAIN), turns=1)
         network, anchor = self._linear.nonlinear, self._linear.anchor
         modules = {**dict(network.named_modules()), **dict(anchor.named_modules(prefix="anchor"))}
         w = dict(network.named_parameters())
         moving = [w[name] for name, _ in anchor.named_buffers()]
         # A write that changes no number is one, to autograd.
-        left, every = (
-            {id(each) for each in moving},
-            [*anchor.buffers(), *network.parameters(), *network.buffers()],
-        )
+        every = [*anchor.buffers(), *network.parameters(), *network.buffers(), *tensors.values()]
+        left = {id(each) for each in moving}
         self._tensors = [each for each in every if id(each) not in left and not each.is_inference()]
         self._versions = [each._version for each in self._tensors]
         self._known = Computed(modules, modules.values(), moving, ("`linear`", _AGAIN))
@@ -97,7 +100,9 @@ class HeldBatch:
         """Whether anything that the tape hangs on is another, or was written to: autograd takes no such tensor."""
         if [each._version for each in self._tensors] != self._versions:
             return True
-        return not _equal(self._given, self._copy) or self._known.changed() is not None
+        if _kinds(self._given) != self._kinds or not self._batch.same():
+            return True
+        return self._known.changed() is not None
 
     def _check(self) -> None:
         for each in tree_leaves(self._given):
@@ -135,13 +140,9 @@ def forecast(linear: Linearized, args: tuple[Any, ...], named: Mapping[str, Any]
     return few + (more - few) * (samples - _FEW) // (_MORE - _FEW)
 
 
-def _equal(a: Any, b: Any) -> bool:
-    """Whether inputs are the same numbers."""
-    pairs = zip(tree_leaves(a), tree_leaves(b), strict=True)
-    with torch._C.DisableTorchFunction():
-        return all(
-            x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
-            if isinstance(x, Tensor)
-            else x == y
-            for x, y in pairs
-        )
+def _kinds(given: Any) -> list[Any]:
+    """What inputs are besides the numbers in their tensors."""
+    return [
+        (each.dtype, each.shape, each.device) if isinstance(each, Tensor) else (type(each), each)
+        for each in tree_leaves(given)
+    ]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from regimes.control.eager import as_written
 from regimes.control.held import HeldBatch, forecast
@@ -152,7 +153,8 @@ class Linearized(nn.Module):
                 return None
             own, buffers = [*self.nonlinear.parameters()], dict(self.nonlinear.named_buffers())
             before, random = _versions(buffers), random_state()
-            found = record(partial(self._outputs, args, named), anchor, [*own, *buffers.values()])
+            given = [each for each in tree_leaves((args, named)) if isinstance(each, Tensor)]
+            found = record(partial(self._outputs, args, named), anchor, [*own, *buffers.values(), *given])
         if random_state() != random:
             raise UserError(RANDOM)
         # What counts or averages at each call has to be called each time.

@@ -30,17 +30,18 @@ class Contents:
     Args:
         tensors: by name.
         whose: the argument they belong to, and what to do about what was kept of them, for an error.
+        turns: how many look at all; 1 looks at all of them each time.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], whose: tuple[str, str]) -> None:
-        self._whose = whose
+    def __init__(self, tensors: Mapping[str, Tensor], whose: tuple[str, str], turns: int = _TURNS) -> None:
+        self._whose, self._turns = whose, turns
         self._tensors = [*tensors.values()]
-        self._large = [each for each in self._tensors if each.numel() * each.element_size() >= _TURNS * _ROW]
+        self._large = [each for each in self._tensors if each.numel() * each.element_size() >= turns * _ROW]
         large = {id(each) for each in self._large}
         self._small = [each for each in self._tensors if id(each) not in large]
         self._name = next((name for name, each in tensors.items() if id(each) in large), "")
         self._places, self._turn = self._now(), 0
-        self._known = [self._sums(turn) for turn in range(_TURNS)]
+        self._known = [self._sums(turn) for turn in range(turns)]
         self._known_rest = self._rest()
 
     def same(self) -> bool:
@@ -50,13 +51,13 @@ class Contents:
             UserError: if something was, in a turn before.
         """
         counted, turn = self._now() != self._places, self._turn
-        self._places, self._turn = self._now(), (turn + 1) % _TURNS
+        self._places, self._turn = self._now(), (turn + 1) % self._turns
         if self._rest() != self._known_rest:
             return False
-        turns = range(_TURNS) if counted else (turn,)
+        turns = range(self._turns) if counted else (turn,)
         if all(self._sums(each) == self._known[each] for each in turns):
             return True
-        before = (turn - 1) % _TURNS
+        before = (turn - 1) % self._turns
         if not counted and self._sums(before) == self._known[before]:
             argument, way_out = self._whose
             raise UserError(
@@ -68,12 +69,12 @@ class Contents:
 
     def _now(self) -> list[tuple[int, int]]:
         """Where the tensors are, and how often torch has written to them."""
-        return [(each._version, each.data_ptr()) for each in self._tensors]
+        return [(0 if each.is_inference() else each._version, each.data_ptr()) for each in self._tensors]
 
     @torch.no_grad()
     def _sums(self, turn: int) -> list[int]:
         """Of the rows of large tensors that have their turn."""
-        return _numbers([_rows(each)[turn::_TURNS].sum(0) for each in self._large])
+        return _numbers([_rows(each)[turn :: self._turns].sum(0) for each in self._large])
 
     @torch.no_grad()
     def _rest(self) -> list[int]:
