@@ -11,6 +11,7 @@ from regimes.report.power import ends_of
 from regimes.study import Study
 from tests.papers.feature_lazy import synthetic
 from tests.papers.feature_lazy.test_frozen import obeyed
+from tests.papers.iterative_linearisation.synthetic import claims_obeyed as blocks_obeyed
 from tests.papers.lazy_training.synthetic import laws_obeyed
 from tests.papers.rich_regime.synthetic import claims_obeyed
 
@@ -23,11 +24,13 @@ ROWS = {
         ],
         ignore_index=True,
     ),
+    "iterative-linearisation": blocks_obeyed(),
     "lazy-training": laws_obeyed(),
     "rich-regime": claims_obeyed(),
 }
 CONTROLS = {
     "feature-lazy": {"R8/dK", "R8/dW", "R10/lazy", "R14/initial"},
+    "iterative-linearisation": {"R15/stable", "R17", "P3-D/closed"},
     "lazy-training": {"R1/weights", "R1/distance", "R1/outputs", "R2/linear"},
     "rich-regime": {"R21/cost", "R21/least"},
 }

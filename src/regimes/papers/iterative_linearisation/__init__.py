@@ -1,4 +1,4 @@
-"""Goldwaser, Ge 2022: features that are renewed every K steps. Planned."""
+"""Goldwaser, Ge 2022: features that are renewed every K steps."""
 
 from regimes.papers.card import Card
 
@@ -14,6 +14,8 @@ CARD = Card(
         "R15",
         "R16",
         "R17",
+        "P3-C",
+        "P3-D",
     ),
     cost={
         "quick": "2 minutes on 2 cores",
