@@ -19,7 +19,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "dataset": "fashion-mnist",
         "loss": "cross-entropy",
     },
-    "2-parity": {"run": "ParityBlocks", "order": 2, "loss": "squared"},
+    "2-parity": {"run": "ParityBlocks", "order": 2, "loss": "squared", "n": 2000},
 }
 
 

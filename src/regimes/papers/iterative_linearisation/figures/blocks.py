@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from regimes.core.check import checked
 from regimes.core.error import UserError
@@ -68,6 +68,9 @@ def kernel_per_block(frame: pd.DataFrame) -> Figure:
         table = summary(moved.assign(block=block), "block", "kernel_moved")
         curve(axes, table, "block", look[number], name)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True)
     axes.set_xlabel("block")

@@ -58,18 +58,19 @@ def filters(frame: pd.DataFrame) -> Figure:
     values = array(rows["eigenvalues"].iloc[0])
     lr = float(array(rows["lr"])[0])
     values = values[values > 1e-8 * values.max()]
-    grid = torch.logspace(np.log10(values.min()) - 0.3, np.log10(2 / lr) - 0.05, 200, dtype=torch.float64)
+    grid = torch.logspace(
+        np.log10(values.min()) - 0.3, np.log10(values.max()) + 0.2, 200, dtype=torch.float64
+    )
     figure, ((axes,),) = canvas(1, height=3.0)
     look = marks(LENGTHS)
     for steps in LENGTHS:
         colour = look[steps]["color"]
         axes.plot(grid, block_filter(grid, lr, steps), color=colour, linestyle="-")
         axes.plot(grid, newton_filter(grid, 1 / (lr * steps)), color=colour, linestyle=(0, (5, 1.5)))
-        place = 0.8 / (lr * steps)
-        axes.annotate(f"K = {steps}", (place, 0.58), xytext=(-3, 0), textcoords="offset points", ha="right")
+        axes.annotate(f"K = {steps}", (5 / (lr * steps), 1.03), ha="center", va="bottom", color="0.2")
     axes.plot(values, np.full_like(values, -0.04), "|", color="0.3", markersize=5, markeredgewidth=0.5)
     log_axes(axes, "eigenvalue k of K / n", "share of the residual taken away", log_y=False)
-    axes.set_ylim(-0.08, 1.05)
+    axes.set_ylim(-0.08, 1.15)
     kinds = [Line2D([], [], color="0.2"), Line2D([], [], color="0.2", linestyle=(0, (5, 1.5)))]
     ticks = Line2D([], [], color="0.3", marker="|", linestyle="none")
     legend(
