@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 import torch
@@ -41,6 +41,7 @@ class Contents:
         self._small = [each for each in self._tensors if id(each) not in large]
         self._name = next((name for name, each in tensors.items() if id(each) in large), "")
         self._places, self._turn = self._now(), 0
+        self._lay_out()
         self._known = [self._sums(turn) for turn in range(turns)]
         self._known_rest = self._rest()
 
@@ -52,6 +53,8 @@ class Contents:
         """
         counted, turn = self._now() != self._places, self._turn
         self._places, self._turn = self._now(), (turn + 1) % self._turns
+        if counted:
+            self._lay_out()
         if self._rest() != self._known_rest:
             return False
         turns = range(self._turns) if counted else (turn,)
@@ -71,26 +74,43 @@ class Contents:
         """Where the tensors are, and how often torch has written to them."""
         return [(0 if each.is_inference() else each._version, each.data_ptr()) for each in self._tensors]
 
+    def _lay_out(self) -> None:
+        """The tensors as they are read: views of them, or functions that copy those which have none in one piece."""
+        self._tables = [_source(each, _rows) for each in self._large]
+        self._parts: dict[torch.device, list[Callable[[], Tensor]]] = {}
+        for each in self._small:
+            self._parts.setdefault(each.device, []).append(_source(each, _bytes))
+        for each in self._large:
+            self._parts.setdefault(each.device, []).append(_source(each, _tail))
+
     @torch.no_grad()
     def _sums(self, turn: int) -> list[int]:
         """Of the rows of large tensors that have their turn."""
-        return _numbers([_rows(each)[turn :: self._turns].sum(0) for each in self._large])
+        return _numbers([table()[turn :: self._turns].sum(0) for table in self._tables])
 
     @torch.no_grad()
     def _rest(self) -> list[int]:
         """Of small tensors, and of what is left of large ones, on each device."""
-        parts: dict[torch.device, list[Tensor]] = {}
-        for each in self._small:
-            parts.setdefault(each.device, []).append(_bytes(each))
-        for each in self._large:
-            whole = _bytes(each)
-            parts.setdefault(each.device, []).append(whole[whole.numel() // _ROW * _ROW :])
         found = []
-        for each in parts.values():
-            joined = torch.cat(each)
+        for parts in self._parts.values():
+            joined = torch.cat([part() for part in parts])
             words = nn.functional.pad(joined, (0, -joined.numel() % _ROW)).view(torch.int64)
             found.append(words.view(-1, _WORDS).sum(0))
         return _numbers(found)
+
+
+def _source(tensor: Tensor, form: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+    """A tensor in a form, made once where that is a view of it."""
+    made = form(tensor)
+    if made.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+        return lambda: made
+    return lambda: form(tensor)
+
+
+def _tail(tensor: Tensor) -> Tensor:
+    """The bytes (b,) that are no whole row."""
+    whole = _bytes(tensor)
+    return whole[whole.numel() // _ROW * _ROW :]
 
 
 def _bytes(tensor: Tensor) -> Tensor:
