@@ -274,7 +274,8 @@ def descent(
     plain training, and ``control.Every(K)`` lies between; ``control.Adaptive`` has each member renew its own where the
     linear model has become wrong. The velocity is kept when the anchor moves, unless the rule resets it. ``state(x)``
     and ``state.module`` are those of the linearisation that the step is taken with, ``state.updates`` is U, and
-    ``run.blocks(member)`` says when and why each block began.
+    ``run.blocks(member)`` says when and why each block began. On the whole set, long blocks keep what does not hang on
+    w where that fits (``control.Linearized.hold``); ``train.blocks`` takes them as a whole.
 
     A state is given *before* each step: ``state.update`` is the step about to be taken, ``state.loss`` is
     that of the batch, and ``state.outputs`` is there if the batch is the whole set. A member ends

@@ -68,7 +68,8 @@ def kernel(
 
     Returns:
         The path: ``at(t)``, a :class:`KernelState` that predicts on other points from the cross kernel;
-        iteration over its states; ``best(cross, targets)``, early stopping on validation data.
+        ``after(steps, lr=, momentum=)``, that of gradient descent in discrete time; iteration over its states;
+        ``best(cross, targets)``, early stopping on validation data.
 
     Raises:
         UserError: if shapes do not go together, the kernel is not symmetric or not positive semi-definite (by
