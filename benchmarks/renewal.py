@@ -1,6 +1,6 @@
 """Adaptive renewal of a linearisation against the best fixed period, at an equal number U of feature updates.
 
-    python benchmarks/renewal.py [--data DIR] [--seeds 5] [--pilot]
+    python benchmarks/renewal.py [--data DIR] [--seeds 5] [--tasks ...] [--pilot]
 
 Three tasks (``_renewal_tasks.py``), the same number of steps T for every rule, and the same network and batches for all
 rules of a seed. The protocol, fixed before the run:
@@ -81,11 +81,12 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=os.environ.get("REGIMES_DATA"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--pilot", action="store_true")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     directory = None if chosen.data is None else Path(chosen.data)
-    tasks = {n: t for n, t in TASKS.items() if directory is not None or not n.startswith("fashion")}
+    tasks = {n: TASKS[n] for n in chosen.tasks if directory is not None or not n.startswith("fashion")}
     print("| rule | U | accuracy of f(w) | of F(w) | blocks lowered | s of CPU | |")
     print("|---|---|---|---|---|---|---|")
     if chosen.pilot:
