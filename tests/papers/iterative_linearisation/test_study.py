@@ -181,7 +181,7 @@ def tiny() -> list[Any]:
         *grid(MlpBlocks, once=2, **common)(NOTHING),
     ]
     found += grid(IdentityRun, kind=["sgd", "linear"], steps=4, seed=range(2))(NOTHING)
-    return [*found, *grid(DampingRun, n=8, width=6, steps=20, seed=range(2))(NOTHING)]
+    return [*found, *grid(DampingRun, n=8, width=6, lr=0.1, steps=20, seed=range(2))(NOTHING)]
 
 
 def test_run_study_reaches_verdicts_on_tiny_tasks(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from regimes import train
 from regimes.core.check import checked
 from regimes.core.estimate import array
 from regimes.papers.iterative_linearisation.runs import DampingRun
-from regimes.papers.iterative_linearisation.runs.damping import block_filter, newton_filter
 from regimes.report.style import canvas, curve, legend, log_axes, marks, styled, subtitle
 from regimes.report.table import ended, need, rows_of, summary
 
@@ -65,8 +65,8 @@ def filters(frame: pd.DataFrame) -> Figure:
     look = marks(LENGTHS)
     for steps in LENGTHS:
         colour = look[steps]["color"]
-        axes.plot(grid, block_filter(grid, lr, steps), color=colour, linestyle="-")
-        axes.plot(grid, newton_filter(grid, 1 / (lr * steps)), color=colour, linestyle=(0, (5, 1.5)))
+        axes.plot(grid, train.descent_filter(grid, steps, lr), color=colour, linestyle="-")
+        axes.plot(grid, train.damping_filter(grid, 1 / (lr * steps)), color=colour, linestyle=(0, (5, 1.5)))
         axes.annotate(f"K = {steps}", (5 / (lr * steps), 1.03), ha="center", va="bottom", color="0.2")
     axes.plot(values, np.full_like(values, -0.04), "|", color="0.3", markersize=5, markeredgewidth=0.5)
     log_axes(axes, "eigenvalue k of K / n", "share of the residual taken away", log_y=False)

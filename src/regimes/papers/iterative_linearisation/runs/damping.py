@@ -21,25 +21,7 @@ from regimes.measure.probe import numbers
 from regimes.papers.recipe.recipe import Recipe, Scene
 from regimes.study.field import Count, Index, Positive
 
-__all__ = ["DampingRun", "block_filter", "newton_filter"]
-
-
-def block_filter(k: Tensor, lr: float, steps: int) -> Tensor:
-    r"""The share of the residual that K steps take away along an eigenvector of K / n: :math:`1 - (1 - \eta k)^K`.
-
-    >>> block_filter(torch.tensor([0.5]), 1.0, 2).item()
-    0.75
-    """
-    return 1 - (1 - lr * k) ** steps
-
-
-def newton_filter(k: Tensor, damping: float) -> Tensor:
-    r"""The same of a damped Gauss-Newton step: :math:`k / (k + \lambda)`.
-
-    >>> newton_filter(torch.tensor([0.5]), 0.5).item()
-    0.5
-    """
-    return k / (k + damping)
+__all__ = ["DampingRun"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +63,7 @@ class BesideNewton(measure.Snapshot):
         newton = -own.j.T @ torch.linalg.solve(damped, own.residual)
         # The filter over the eigenvalue, which is eta K where that is 0.
         positive = own.values > 1e-12 * own.values.max()
-        share = block_filter(own.values, run.lr, state.step) / own.values.where(positive, 1.0)
+        share = train.descent_filter(own.values, state.step, run.lr) / own.values.where(positive, 1.0)
         share = share.where(positive, run.lr * state.step) / n
         closed = -own.j.T @ (own.vectors @ (share * (own.vectors.T @ own.residual)))
         found: dict[str, float | list[float]] = {
