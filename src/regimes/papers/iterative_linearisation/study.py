@@ -91,7 +91,7 @@ PARITY = Ladder("parity", 800, {"inputs": 50, "n": 800, "lr": 0.6}, share=0.67)
 FASHION = Ladder(
     "cnn",
     1000,
-    {"dataset": "fashion-mnist", "loss": "cross-entropy", "lr": 0.02, "n_test": 5000},
+    {"dataset": "fashion-mnist", "loss": "cross-entropy", "lr": 0.015, "n_test": 5000},
     once=(EARLY,),
 )
 CIFAR = Ladder(
