@@ -141,7 +141,7 @@ STUDY = Study(
         "small": _scale(
             "small",
             "2000 images of Fashion-MNIST and of CIFAR-10, convolutional; a parity of 2 inputs of 60",
-            {"seeds": 6},
+            {"seeds": 24},
             FASHION,
             CIFAR,
             WIDER_PARITY,
