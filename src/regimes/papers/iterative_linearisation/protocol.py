@@ -54,8 +54,8 @@ PROTOCOL = (
         "2026-11-22",
         ("R15", "P3-C"),
         "24 seeds in place of 6 at the small scale",
-        "after a look at 6 seeds: with their scatter six claims had a power of 0.13 to 0.74, and 7 to 24 seeds are what "
-        "a power of 0.8 takes. The six are among the 24; ranges and truths are as they were",
+        "after a look at 6 seeds: with their scatter six claims had a power of 0.13 to 0.74, and 7 to 24 seeds are "
+        "what a power of 0.8 takes. The six are among the 24; ranges and truths are as they were",
         "with 6 seeds 7 of 15 claims were reproduced, P3-C on the parity was not (0.34, 0.26 to 0.42), 7 were "
         "inconclusive: those that compare K on images, R15/early and P3-C there",
     ),
