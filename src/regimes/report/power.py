@@ -26,6 +26,7 @@ __all__ = ["ENOUGH", "Range", "power", "units"]
 ENOUGH = 0.8
 """The power below which a design is changed before it is run."""
 MOST = 1000
+_REST = 1e-12
 Range = tuple[float | None, float | None]
 """The least and the most that a value may be; None where a side is open."""
 
@@ -136,9 +137,9 @@ def _scale(name: Scatter) -> tuple[Callable[[float], float], float, float]:
 
 
 def _inside(truth: float, a: float, b: float, error: float, freedom: float) -> float:
-    """The integral of the head of the file, over the probability p that s is smaller."""
+    """The integral of the head of the file."""
     from scipy.integrate import quad
-    from scipy.special import gammainc, gammaincinv, ndtr
+    from scipy.special import gammaincinv, gammaln, ndtr
 
     if error == 0:
         return float(a <= truth <= b)
@@ -150,10 +151,12 @@ def _inside(truth: float, a: float, b: float, error: float, freedom: float) -> f
 
     if math.isinf(freedom):
         return given(error)
-    widest = (b - a) / (2 * reach)
-    last = 1.0 if math.isinf(widest) else float(gammainc(freedom / 2, freedom / 2 * (widest / error) ** 2))
+    # s = error u, where freedom u^2 is chi squared; all but _REST of it lies between these two.
+    least, most = (math.sqrt(2 * float(gammaincinv(freedom / 2, p)) / freedom) for p in (_REST, 1 - _REST))
+    most = min(most, (b - a) / (2 * reach * error))
+    shift = math.log(2) + freedom / 2 * math.log(freedom / 2) - float(gammaln(freedom / 2))
 
-    def at(p: float) -> float:
-        return given(error * math.sqrt(2 * float(gammaincinv(freedom / 2, p)) / freedom))
+    def at(u: float) -> float:
+        return given(error * u) * math.exp(shift + (freedom - 1) * math.log(u) - freedom / 2 * u**2)
 
-    return min(1.0, float(quad(at, 0.0, last, epsabs=1e-9, limit=200)[0]))
+    return min(1.0, float(quad(at, least, most, epsabs=1e-9, limit=200)[0])) if most > least else 0.0
