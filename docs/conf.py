@@ -6,9 +6,10 @@ import importlib
 import inspect
 import pkgutil
 from types import ModuleType
+from typing import ClassVar
 
 from docutils import nodes
-from docutils.parsers.rst import Directive
+from docutils.parsers.rst import Directive, directives
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
@@ -42,6 +43,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+# ``bytes`` is a type, and an attribute of several classes.
+suppress_warnings = ["ref.python"]
 python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -49,9 +52,13 @@ napoleon_use_ivar = True
 
 
 class Public(Directive):
-    """``.. public:: regimes.control``: every name in the module's ``__all__``, wherever it is defined."""
+    """``.. public:: regimes.control``: every name in the module's ``__all__``, wherever it is defined.
+
+    With ``:no-index:`` links lead elsewhere: to the folder where users find these names.
+    """
 
     required_arguments = 1
+    option_spec: ClassVar = {"no-index": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         module = importlib.import_module(self.arguments[0])
@@ -62,7 +69,7 @@ class Public(Directive):
             "",
         ]
         for name in getattr(module, "__all__", ()):
-            lines += [*entry(module, name), ""]
+            lines += [*entry(module, name), *(["   :no-index:"] if "no-index" in self.options else []), ""]
         node = nodes.container()
         self.state.nested_parse(StringList(lines, source=module.__name__), self.content_offset, node)
         return node.children

@@ -90,8 +90,8 @@ class Adaptive:
         d = \frac{\|(K(w) - K(a)) V\|}{\|K(a) V\|}
 
     for the trust ratio, the gap and the drift of the tangent kernel K = J J^T. V are ``directions`` random normal
-    vectors, the same at every look, for which E |M V|^2 is |M|_F^2 times their number: both squares are unbiased.
-    The gap of ``measure.gap`` divides by |F(w)|, this one by how far the outputs have come since the anchor.
+    vectors, the same at every look, so that both squares are unbiased estimates, up to one factor, of those of the
+    whole kernels. The gap of ``measure.gap`` divides by the norm of F(w), this one by how far the outputs have come.
 
     A block ends at a look if any threshold is passed, and after ``most`` steps in any case: a block of the
     cross-entropy on separable data has no end of its own. A look costs two passes forward and one in forward mode; the

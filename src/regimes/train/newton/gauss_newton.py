@@ -36,9 +36,9 @@ class GaussNewton(Optimizer):
     .. math:: \Delta = -\,(J^\top H J + N \lambda)^{-1} J^\top g = -J^\top u, \qquad (H K + N \lambda)\, u = g
 
     g and H are slope and curvature of the loss by the outputs F, block diagonal over the N terms of the loss, J is the
-    Jacobian of F by the parameters that require grad, and K = J J^T the tangent kernel of the batch. Delta is the
-    least value of the quadratic model of the loss plus (lambda / 2) |Delta|^2. For the squared loss H = 1 and it is
-    -J^T (K + N lambda)^-1 (F - y); for cross-entropy H = diag p - p p^T.
+    Jacobian of F by the parameters that require grad, and K = J J^T the tangent kernel of the batch. Delta is where
+    the quadratic model of the loss plus lambda / 2 times the square of its norm is least. For the squared loss H = 1
+    and it is -J^T (K + N lambda)^-1 (F - y); for cross-entropy H = diag p - p p^T.
 
     The loop is ``for x, y in batches: optimizer.step(x, y)``; no ``backward``. The mean of the loss over the batch is
     minimised; outputs (n, tokens, c) with targets (n, tokens) are N = n x tokens terms. The module is one that
@@ -58,7 +58,7 @@ class GaussNewton(Optimizer):
             else products.
         adaptive: change lambda after each step by the trust ratio, actual over predicted decrease: doubled below 1/4,
             halved above 3/4 where the line search left the step its length; doubled where it was not taken.
-        tolerance: of conjugate gradients, |J^T (g - (H K + N lambda) u)| over |J^T g|.
+        tolerance: of conjugate gradients, the norm of J^T (g - (H K + N lambda) u) over that of J^T g.
         max_products: the most products with K in a step with "products".
         output: picks the outputs from what the module returns: ``lambda out: out.logits``.
         memory: bytes for the kernel and its factor, and for a pass (default: 2^30).
