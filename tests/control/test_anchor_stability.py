@@ -168,14 +168,36 @@ def test_below_it_a_block_never_diverges_and_above_it_does(
     assert ends(1.1 * found.whole, 14) > 3 * start
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 0.9])
-def test_the_factor_of_growth_is_that_of_the_iteration(momentum: float) -> None:
+def test_the_factor_of_growth_is_that_of_the_iteration(momentum: float, nesterov: bool) -> None:
     """It passes 1 at the limit."""
-    c = limit(momentum)
+    c = limit(momentum, nesterov)
     for q in (0.3 * c, 0.9 * c, 0.999 * c, 1.001 * c, 1.4 * c):
-        step = torch.tensor([[1 - q, -momentum], [q, momentum]], dtype=F64)  # (e, eta v)
+        first = [1 - q - momentum * q, -(momentum**2)] if nesterov else [1 - q, -momentum]
+        step = torch.tensor([first, [q, momentum]], dtype=F64)  # (e, eta v)
         radius = float(torch.linalg.eigvals(step).abs().max())
-        assert growth(q, momentum) == pytest.approx(radius, rel=1e-9) and (radius > 1) == (q > c)
+        assert growth(q, momentum, nesterov) == pytest.approx(radius, rel=1e-6) and (radius > 1) == (q > c)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_block_beyond_the_bound_is_shortened_whichever_the_momentum(nesterov: bool) -> None:
+    linear = control.linearize(mlp(1))
+    bound = control.stable_rate(linear, X, SIGNS, squared, momentum=0.9, nesterov=nesterov).rate
+    for factor, expected in ((0.9, {"start"}), (1.2, {"start", "stable"})):
+        linear = control.linearize(mlp(1))
+        optimizer = torch.optim.SGD(linear.parameters(), lr=factor * bound, momentum=0.9, nesterov=nesterov)
+        policy = control.IterativeLinearisation(
+            linear, optimizer, control.AtSteps([]), inputs=X, targets=SIGNS, loss=squared, stable="shorten"
+        )
+        for _ in range(30):
+            optimizer.zero_grad()
+            squared.per_sample(linear(X), SIGNS).mean().backward()
+            optimizer.step()
+            policy.step()
+            if len(policy.blocks) > 1:
+                break
+        assert {block.why for block in policy.blocks} == expected
 
 
 def engine(stable: Any, lr: Any, **more: Any) -> train.Descent:

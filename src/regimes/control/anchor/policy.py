@@ -21,7 +21,6 @@ from regimes.control.anchor.stability import (
     MeanLoss,
     Stable,
     check_targets,
-    growth,
     lowered,
     mean_loss,
     too_large,
@@ -261,8 +260,7 @@ class IterativeLinearisation:
         """A block that begins because the worst direction of the last would grow too far."""
         if self._stable != "shorten" or self._rates is None or self._rule == Every(1):
             return None
-        rate, bound = self._rates.largest(), self._bound()
-        self._grown += math.log(max(growth(self._rates.limit() * rate / bound, self._rates.momentum()), 1.0))
+        self._grown += math.log(self._rates.growth(self._bound()))
         return Block(self.steps, "stable") if self._grown > GROWN else None
 
     def _before(self, optimizer: Optimizer, args: Any, named: Any) -> None:

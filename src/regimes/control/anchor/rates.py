@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from regimes.control.anchor.stability import MeanLoss, limit, stable_rate
+from regimes.control.anchor.stability import MeanLoss, growth, limit, stable_rate
 from regimes.control.linear import Linearized
 from regimes.core.batch import Inputs
 from regimes.core.error import UserError
@@ -56,6 +56,11 @@ class Rates:
     def limit(self) -> float:
         """The largest eta lambda that is stable."""
         return limit(self.momentum(), self._groups[0]["nesterov"])
+
+    def growth(self, bound: float) -> float:
+        """The factor of the worst direction of a block in a step at the rates as they are now, at least 1."""
+        step = self.limit() * self.largest() / bound
+        return max(growth(step, self.momentum(), self._groups[0]["nesterov"]), 1.0)
 
     def bound(self, data: tuple[Inputs, Tensor, Loss | MeanLoss], batch_size: int | None) -> float:
         """Up to which largest rate the block is stable, all rates in proportion as they are now."""

@@ -196,11 +196,13 @@ def limit_of_batches(momentum: float) -> float:
     return 2 * (1 - momentum)
 
 
-def growth(step: float, momentum: float) -> float:
-    """The factor |z| by which heavy-ball descent grows along an eigenvector, eta lambda = ``step``, in a step."""
-    middle = 1 + momentum - step
-    inside = middle**2 - 4 * momentum
-    return math.sqrt(momentum) if inside < 0 else (abs(middle) + math.sqrt(inside)) / 2
+def growth(step: float, momentum: float, nesterov: bool = False) -> float:
+    """The factor by which descent grows along an eigenvector, eta lambda = ``step``, in a step."""
+    middle, last = (
+        ((1 - step) * (1 + momentum), (1 - step) * momentum) if nesterov else (1 + momentum - step, momentum)
+    )
+    inside = middle**2 - 4 * last
+    return math.sqrt(last) if inside < 0 else (abs(middle) + math.sqrt(inside)) / 2
 
 
 def lowered(rate: float, bound: float) -> float:
