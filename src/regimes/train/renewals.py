@@ -11,8 +11,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from regimes.control.anchor.block import Block, Why, blocks_from, updates
-from regimes.control.anchor.look import Look, probed
+from regimes.control.anchor.block import Block, blocks_from, updates
+from regimes.control.anchor.look import Look, adapted, probed
 from regimes.control.anchor.rules import Adaptive, resets
 from regimes.control.anchor.stability import GROWN, drawn, growth, largest, limit, limit_of_batches, over
 from regimes.control.anchor.tangents import Tangents
@@ -90,15 +90,8 @@ class Renewals:
         rule = self._plans.rule
         if not isinstance(rule, Adaptive):
             return Block(step, "plan") if self._plans.renews(step) else None
-        taken = step - self.blocks[member][-1].step
-        if rule.ends(taken):
-            return Block(step, "most")
-        if not rule.looks(taken):
-            return None
-        found = self._look(member, rule).reading(*self._trees(member, w))
-        why: Why | None = rule.says(found)
-        known = {n: v for n in ("trust", "gap", "drift") if not math.isnan(v := getattr(found, n))}
-        return None if why is None else Block(step, why, **known)
+        began = self.blocks[member][-1].step
+        return adapted(rule, began, step, lambda: self._look(member, rule).reading(*self._trees(member, w)))
 
     def _trees(self, member: int, w: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The anchor and the parameters of a member, by name."""

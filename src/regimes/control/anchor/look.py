@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from regimes.control.anchor.block import Findings
+from regimes.control.anchor.block import Block, Findings
 from regimes.control.anchor.rules import Adaptive
 from regimes.control.anchor.tangents import Tangents
 from regimes.control.tangent import Route
@@ -18,7 +18,7 @@ from regimes.core.derivative import Output
 from regimes.core.stream import generator
 from regimes.core.tree import Tree, size, sub
 
-__all__ = ["Look", "kernel_drift", "probed", "relative_gap", "trust_ratio"]
+__all__ = ["Look", "adapted", "kernel_drift", "probed", "relative_gap", "trust_ratio"]
 
 
 def trust_ratio(start: float, now: float, predicted: float) -> float:
@@ -43,6 +43,26 @@ def relative_gap(start: Tensor, now: Tensor, linear: Tensor) -> float:
 def kernel_drift(now: Tensor, start: Tensor) -> float:
     """|(K(w) - K(a)) V| / |K(a) V|, from the products with V; 0 where both are 0."""
     return _ratio(size(now - start), size(start))
+
+
+def adapted(rule: Adaptive, began: int, step: int, reading: Callable[[], Findings]) -> Block | None:
+    """The block that begins at a step by an adaptive rule, if one does.
+
+    Args:
+        rule: what is looked at.
+        began: the step at which the block under way began.
+        step: how many steps have been taken.
+        reading: looks; called where the rule asks for it.
+    """
+    taken = step - began
+    if rule.ends(taken):
+        return Block(step, "most")
+    if not rule.looks(taken):
+        return None
+    found = reading()
+    known = {n: v for n in ("trust", "gap", "drift") if not math.isnan(v := getattr(found, n))}
+    why = rule.says(found)
+    return None if why is None else Block(step, why, **known)
 
 
 def probed(count: int, rule: Adaptive) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from regimes.control.anchor.block import Block, Why, blocks_from, updates
-from regimes.control.anchor.look import Look, probed
+from regimes.control.anchor.block import Block, Findings, blocks_from, updates
+from regimes.control.anchor.look import Look, adapted, probed
 from regimes.control.anchor.rates import Rates
 from regimes.control.anchor.rules import Adaptive, Every, Renewal, resets
 from regimes.control.anchor.stability import (
@@ -218,16 +218,13 @@ class IterativeLinearisation:
         rule = self._rule
         if not isinstance(rule, Adaptive):
             return Block(self.steps, "plan") if self._asked(self.steps) else None
-        taken = self.steps - self.blocks[-1].step
-        if rule.ends(taken):
-            return Block(self.steps, "most")
-        if self._looker is None or not rule.looks(taken):
-            return None
+        return adapted(rule, self.blocks[-1].step, self.steps, self._reading)
+
+    def _reading(self) -> Findings:
+        """What an adaptive rule goes by, now."""
+        assert self._looker is not None
         anchor, own = dict(self.module.anchor.named_buffers()), dict(self.module.nonlinear.named_parameters())
-        found = self._looker.reading(anchor, {name: own[name] for name in anchor})
-        why: Why | None = rule.says(found)
-        known = {n: v for n in ("trust", "gap", "drift") if not math.isnan(v := getattr(found, n))}
-        return None if why is None else Block(self.steps, why, **known)
+        return self._looker.reading(anchor, {name: own[name] for name in anchor})
 
     def _check_loss(self) -> None:
         """Raise unless the loss of a few samples is a finite number."""
